@@ -1,0 +1,154 @@
+"""The experiments behind `results.json`. `make results` runs them all, each over three seeds.
+
+An experiment is a function of a seed that trains with the settings of its chapter and returns
+scores. `python -m segcourse.experiments fcn8s` runs one of them and records it.
+"""
+
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import segcourse
+from segcourse import results
+from segcourse.models.fcn import FCN8s, FCN16s, FCN32s
+from segcourse.toyscape import NUM_CLASSES, VOID, Prerendered, Toyscape
+from segcourse.training import class_weights, evaluate, fit, pixel_loss, preset
+
+SEEDS = (0, 1, 2)
+
+
+@lru_cache
+def _data() -> tuple[Prerendered, Prerendered, torch.Tensor]:
+    """Training scenes, validation scenes and class weights, as in the chapters."""
+    budget = preset()
+    train = Toyscape("train", size=budget.size, length=budget.length(2000))
+    val = Toyscape("val", size=budget.size, length=budget.length(200))
+    train, val = train.prerender(budget.device), val.prerender(budget.device)
+    return train, val, class_weights(train, NUM_CLASSES)
+
+
+def _fcn(kind: type[nn.Module], seed: int, *, only_pool3: bool = False) -> dict[str, float]:
+    budget = preset()
+    train, val, weights = _data()
+    torch.manual_seed(seed)
+    model = kind(NUM_CLASSES, width=budget.width(8), pad_image=False, batch_norm=True)
+    if only_pool3:  # frozen at their zero start, these scores never take part
+        model.score_fr.requires_grad_(False)
+        model.score_pool4.requires_grad_(False)
+    loss = pixel_loss(F.cross_entropy, weight=weights, ignore_index=VOID)
+    steps = budget.steps(1000)
+    fit(model, train, loss, steps, batch_size=budget.batch_size, seed=seed)
+    scores = evaluate(model, val)
+    return {
+        "miou": scores.miou,
+        "boundary_iou": scores.boundary_iou,
+        "pixel_accuracy": scores.pixel_accuracy,
+    }
+
+
+def fcn32s(seed: int) -> dict[str, float]:
+    """FCN-32s with the settings of chapter 01."""
+    return _fcn(FCN32s, seed)
+
+
+def fcn16s(seed: int) -> dict[str, float]:
+    """FCN-16s with the settings of chapter 01."""
+    return _fcn(FCN16s, seed)
+
+
+def fcn8s(seed: int) -> dict[str, float]:
+    """FCN-8s with the settings of chapter 01."""
+    return _fcn(FCN8s, seed)
+
+
+def fcn8s_only_pool3(seed: int) -> dict[str, float]:
+    """The ablation of chapter 01: FCN-8s with the scores of pool3 alone."""
+    return _fcn(FCN8s, seed, only_pool3=True)
+
+
+EXPERIMENTS: tuple[Callable[[int], dict[str, float]], ...] = (
+    fcn32s,
+    fcn16s,
+    fcn8s,
+    fcn8s_only_pool3,
+)
+
+
+def record(experiment: Callable[[int], dict[str, float]]) -> None:
+    """Run an experiment with every seed and write its records."""
+    runs, seconds = [], []
+    for seed in SEEDS:
+        began = time.perf_counter()
+        runs.append(experiment(seed))
+        seconds.append(time.perf_counter() - began)
+    values = {metric: [run[metric] for run in runs] for metric in runs[0]}
+    results.write([
+        make_record(experiment.__name__, metric, numbers, preset().steps(1000), seconds)
+        for metric, numbers in values.items()
+    ])  # fmt: skip
+    for metric in values:
+        found = results.find(experiment.__name__, metric, preset().name)
+        print(f"{experiment.__name__} {metric}: {found.text()}")
+
+
+def make_record(
+    experiment: str, metric: str, values: list[float], steps: int, seconds: list[float]
+) -> results.Record:
+    """A record of one metric over the seeds, with the machine that measured it."""
+    return results.Record(
+        experiment=experiment,
+        preset=preset().name,
+        seed=list(SEEDS[: len(values)]),
+        steps=steps,
+        metric=metric,
+        value=round(statistics.fmean(values), 5),
+        spread=round(statistics.stdev(values), 5) if len(values) > 1 else None,
+        values=[round(value, 5) for value in values],
+        seconds=round(statistics.fmean(seconds), 1),
+        device=_device(),
+        versions={
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "segcourse": segcourse.__version__,
+            "commit": _commit(),
+        },
+    )
+
+
+def _device() -> str:
+    if preset().device.type == "cuda":
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} thread(s)"
+
+
+def _commit() -> str:
+    """The commit of the checkout, with a + where the tree differs from it."""
+    command = ["git", "describe", "--always", "--abbrev=10", "--dirty=+"]
+    here = Path(__file__).parent
+    run = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
+    return run.stdout.strip() or "unknown"
+
+
+def main(names: list[str]) -> None:
+    """Record the experiments with these names, all of them for an empty list."""
+    known = {experiment.__name__: experiment for experiment in EXPERIMENTS}
+    if unknown := set(names) - set(known):
+        raise SystemExit(f"unknown experiment {sorted(unknown)}; there are {', '.join(known)}")
+    for name in names or known:
+        record(known[name])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,710 @@
+"""Every figure and table of the course, in one style and with one palette.
+
+A function that draws returns a matplotlib `Figure` and has already taken it out of pyplot's list
+of open figures. So a notebook shows the figure once, where the call is the last expression of a
+cell; `display(figure)` shows it anywhere else, and `figure.savefig(...)` works as always. No
+function needs a display, and none changes the matplotlib settings of the caller.
+"""
+
+import html
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from numbers import Integral, Real
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib import rcParams
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import hsv_to_rgb, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from torch import Tensor
+
+from segcourse.metrics import ConfusionMatrix, Scores
+from segcourse.toyscape import CLASSES, VOID
+
+# One colour a class, in the order of CLASSES. Every two are at least CIEDE2000 11 apart, also as
+# seen with full protanopia, deuteranopia or tritanopia (simulation of Machado et al., 2009).
+PALETTE = (
+    "#8fcbf5",  # sky
+    "#93c673",  # grass
+    "#8b8790",  # road
+    "#10479f",  # water
+    "#13694d",  # tree
+    "#db231d",  # car
+    "#f0950f",  # ball
+    "#a853c2",  # ring
+    "#2a1a16",  # pole
+    "#ffe14a",  # star
+)
+VOID_COLOUR = "#ffffff"
+ERROR_COLOUR = "#c4006a"
+
+# For models and runs, which have no class colour: Okabe and Ito's set without its yellow.
+LINE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+
+_INK, _FRAME, _GRID = "#262626", "#c8c8c8", "#e6e6e6"
+_GAP = 0.05  # inches between two pictures
+_WIDTH = 4 * 1.6 + 3 * _GAP  # inches: four pictures, each pixel of 64 on 3 of the screen
+
+_STYLE = {
+    "figure.dpi": 120,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "font.family": "DejaVu Sans",
+    "font.size": 10.5,
+    "text.color": _INK,
+    "axes.titlesize": 11,
+    "axes.titlepad": 7,
+    "axes.labelsize": 10.5,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _FRAME,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": _FRAME,
+    "ytick.color": _FRAME,
+    "xtick.labelcolor": _INK,
+    "ytick.labelcolor": _INK,
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+    "legend.frameon": False,
+    "legend.fontsize": 10,
+}
+
+
+@contextmanager
+def use_style() -> Iterator[None]:
+    """The course's style, for a figure of your own: `with use_style(): ...`.
+
+    It also works as a decorator. The caller's settings come back at the end.
+    """
+    # Not rc_context, which restores every setting: a notebook's backend is loaded with the first
+    # figure and switches `interactive` on, and must find it on afterwards.
+    before = {name: rcParams[name] for name in _STYLE}
+    rcParams.update(_STYLE)
+    try:
+        yield
+    finally:
+        rcParams.update(before)
+
+
+# Pictures of labels
+
+
+def colour_mask(mask: Tensor) -> np.ndarray:
+    """Paint labels with the palette: int64 [..., H, W] to uint8 [..., H, W, 3]. Void is white.
+
+    Raises TypeError for labels that are not int64, ValueError for labels that are not classes.
+    """
+    labels = _labels("mask", mask)
+    wrong = labels[((labels < 0) | (labels >= len(PALETTE))) & (labels != VOID)]
+    if wrong.size:
+        raise ValueError(
+            f"mask: labels must lie in 0..{len(PALETTE) - 1} or be {VOID} (void); found {wrong[0]}"
+        )
+    colours = np.full((VOID + 1, 3), _rgb(VOID_COLOUR))
+    colours[: len(PALETTE)] = [_rgb(colour) for colour in PALETTE]
+    return colours[labels]
+
+
+def colour_instances(instances: Tensor) -> np.ndarray:
+    """Paint instance numbers: int64 [..., H, W] to uint8 [..., H, W, 3]. 0, no instance, is dark.
+
+    A number has the same colour in every picture.
+    """
+    numbers = _labels("instances", instances)
+    # Steps of the golden ratio never come back near a hue that was just used.
+    hue = numbers * 0.618034 % 1
+    saturation = np.array([0.54, 0.71, 0.79])[numbers % 3]
+    value = np.array([0.96, 0.57, 0.78])[numbers % 3]
+    colours = _bytes(hsv_to_rgb(np.stack([hue, saturation, value], axis=-1)))
+    colours[numbers == 0] = 30
+    return colours
+
+
+def overlay(image: Tensor, mask: Tensor, alpha: float = 0.55) -> np.ndarray:
+    """Lay the class colours over a picture; `alpha` is the share of the class colour.
+
+    `image` is float [3, H, W] in 0..1, `mask` int64 [H, W]; returns uint8 [H, W, 3]. Where the
+    mask is void the picture stays as it is.
+    """
+    picture = _picture("image", image)
+    share = np.where(_labels("mask", mask, picture) == VOID, 0.0, alpha)[..., None]
+    return _bytes(((1 - share) * picture + share * colour_mask(mask)) / 255)
+
+
+def colour_errors(image: Tensor, truth: Tensor, prediction: Tensor) -> np.ndarray:
+    """Paint wrong pixels in one strong colour over a pale grey picture.
+
+    `image` is float [3, H, W] in 0..1, `truth` and `prediction` int64 [H, W]; returns uint8
+    [H, W, 3]. Void pixels of the truth are never wrong.
+    """
+    picture = _picture("image", image)
+    truth = _labels("truth", truth, picture)
+    prediction = _labels("prediction", prediction, picture)
+    grey = picture.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
+    pale = _bytes(0.45 + 0.5 * grey / 255)
+    pale[(truth != prediction) & (truth != VOID)] = _rgb(ERROR_COLOUR)
+    return pale
+
+
+@use_style()
+def show_columns(columns: Mapping[str, Sequence[Tensor] | Tensor]) -> Figure:
+    """Pictures in a grid: one column for each name, one row for each scene.
+
+    A column holds N images (float [3, H, W] in 0..1), N label maps (int64 [H, W], painted with
+    the palette) or N finished pictures (uint8 [H, W, 3]). The classes that appear in the label
+    maps are named under the grid.
+    """
+    items = [_array(item) for column in columns.values() for item in column]
+    seen = [np.unique(item) for item in items if item.dtype == np.int64]
+    pictures = {
+        name: [_picture(name, item) for item in column] for name, column in columns.items()
+    }
+    return _close(_grid(pictures, seen))
+
+
+def show_rows(
+    images: Tensor,
+    truth: Tensor,
+    predictions: Tensor | Mapping[str, Tensor],
+    *,
+    errors: bool = True,
+) -> Figure:
+    """One row a scene: image, truth, prediction and errors, with the classes named below.
+
+    Args:
+        images: float [N, 3, H, W] in 0..1.
+        truth: int64 [N, H, W].
+        predictions: int64 [N, H, W], or one such tensor for each model's name.
+        errors: show the wrong pixels beside each prediction.
+    """
+    one = not isinstance(predictions, Mapping)
+    columns = {"image": images, "truth": truth}
+    for name, prediction in ({"prediction": predictions} if one else predictions).items():
+        if prediction.shape != truth.shape:
+            raise ValueError(
+                f"predictions: expected the shape of truth, {list(truth.shape)}, "
+                f"got {list(prediction.shape)}"
+            )
+        columns[name] = prediction
+        if errors:
+            title = "errors" if one else f"{name}: errors"
+            scenes = zip(images, truth, prediction, strict=False)
+            columns[title] = [colour_errors(*scene) for scene in scenes]
+    return show_columns(columns)
+
+
+@use_style()
+def show_scene(image: Tensor, mask: Tensor, instances: Tensor) -> Figure:
+    """Four views of one scene: image, classes, instances, and both laid over the image.
+
+    `image` is float [3, H, W] in 0..1; `mask` and `instances` are int64 [H, W].
+    """
+    views = {
+        "image": [_picture("image", image)],
+        "classes": [colour_mask(mask)],
+        "instances": [colour_instances(instances)],
+        "panoptic": [overlay(image, mask)],
+    }
+    figure = _grid(views, [np.unique(_labels("mask", mask))])
+    _outline(figure.axes[-1], _labels("mask", mask) + 256 * _labels("instances", instances))
+    return _close(figure)
+
+
+def _grid(columns: Mapping[str, list[np.ndarray]], seen: list[np.ndarray]) -> Figure:
+    """Draw pictures in rows and columns, and a legend of the classes in `seen` under them."""
+    sizes = {name: len(column) for name, column in columns.items()}
+    rows = max(sizes.values(), default=0)
+    if rows == 0 or min(sizes.values()) != rows:
+        raise ValueError(f"columns: expected the same number of scenes in each, got {sizes}")
+    legend = _class_legend(seen)
+    legend_rows = math.ceil(len(legend) / 6)
+    legend_columns = math.ceil(len(legend) / max(1, legend_rows))
+
+    height, width = next(iter(columns.values()))[0].shape[:2]
+    cell = min(2.4, (_WIDTH - _GAP * (len(columns) - 1)) / len(columns))
+    cell_height = cell * height / width
+    total_width = cell * len(columns) + _GAP * (len(columns) - 1)
+    title, foot = 0.3, 0.12 + 0.22 * legend_rows
+    total_height = title + cell_height * rows + _GAP * (rows - 1) + foot
+
+    figure = plt.figure(figsize=(total_width, total_height))
+    axes = figure.subplots(
+        rows,
+        len(columns),
+        squeeze=False,
+        gridspec_kw={
+            "left": 0,
+            "right": 1,
+            "top": 1 - title / total_height,
+            "bottom": foot / total_height,
+            "wspace": _GAP / cell,
+            "hspace": _GAP / cell_height,
+        },
+    )
+    for column, (name, pictures) in zip(axes.T, columns.items(), strict=True):
+        column[0].set_title(name)
+        for ax, picture in zip(column, pictures, strict=True):
+            ax.imshow(picture)
+            _frame(ax)
+    if legend:
+        figure.legend(
+            # matplotlib fills a legend column by column; people read it row by row.
+            handles=[patch for i in range(legend_columns) for patch in legend[i::legend_columns]],
+            loc="upper center",
+            bbox_to_anchor=(0.5, (foot - 0.12) / total_height),
+            ncols=legend_columns,
+            borderaxespad=0,
+            borderpad=0,
+            handlelength=1,
+            handleheight=1,
+            handletextpad=0.5,
+            columnspacing=1.4,
+        )
+    return figure
+
+
+def _class_legend(seen: list[np.ndarray]) -> list[Patch]:
+    present = sorted({int(label) for labels in seen for label in labels})
+    names, colours = {VOID: "void"}, {VOID: VOID_COLOUR}
+    names.update(enumerate(CLASSES))
+    colours.update(enumerate(PALETTE))
+    return [
+        Patch(facecolor=colours[label], edgecolor=_FRAME, linewidth=0.6, label=names[label])
+        for label in present
+    ]
+
+
+def _frame(ax: Axes) -> None:
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set(visible=True, linewidth=0.6)
+
+
+def _outline(ax: Axes, segments: np.ndarray) -> None:
+    """Draw a white line along the pixel edges between two different segments of [H, W]."""
+    y, x = np.nonzero(segments[1:] != segments[:-1])
+    level = np.stack([np.stack([x - 0.5, y + 0.5], 1), np.stack([x + 0.5, y + 0.5], 1)], 1)
+    y, x = np.nonzero(segments[:, 1:] != segments[:, :-1])
+    upright = np.stack([np.stack([x + 0.5, y - 0.5], 1), np.stack([x + 0.5, y + 0.5], 1)], 1)
+    edges = np.concatenate([level, upright])
+    ax.add_collection(LineCollection(edges, colors="white", linewidths=0.9, capstyle="round"))
+
+
+# Charts
+
+
+@use_style()
+def curves(
+    series: Mapping[str, Sequence[float]],
+    *,
+    x: Sequence[float] | None = None,
+    xlabel: str = "step",
+    ylabel: str = "",
+    title: str = "",
+    smooth: int = 1,
+) -> Figure:
+    """Lines, each named at its right end.
+
+    Args:
+        series: one to seven curves; the key is the name.
+        x: where the points lie, for all curves. None counts 1, 2, 3, ...
+        smooth: show the running mean of so many points, over the points themselves in a faint
+            line.
+    """
+    if not 1 <= len(series) <= len(LINE_COLOURS):
+        raise ValueError(f"series: expected 1 to {len(LINE_COLOURS)} curves, got {len(series)}")
+    lines = {}
+    for name, values in series.items():
+        values = np.asarray(values, dtype=float)
+        where = np.arange(1, len(values) + 1) if x is None else np.asarray(x, dtype=float)
+        if values.ndim != 1 or len(values) < max(1, smooth) or len(where) != len(values):
+            raise ValueError(
+                f"series: expected at least {max(1, smooth)} values and one x for each, got "
+                f"shape {list(values.shape)} and {len(where)} x for {name!r}"
+            )
+        lines[name] = where, values
+
+    figure, ax = plt.subplots(figsize=(_WIDTH, 3.4), layout="constrained")
+    ends = []
+    for (name, (where, values)), colour in zip(lines.items(), LINE_COLOURS, strict=False):
+        if smooth > 1:
+            ax.plot(where, values, color=colour, alpha=0.22, linewidth=0.8)
+            values = np.convolve(values, np.full(smooth, 1 / smooth), mode="valid")
+            where = where[smooth - 1 :]
+        ax.plot(where, values, color=colour, marker="o" if len(values) == 1 else None)
+        ends.append((name, colour, where[-1], values[-1]))
+    ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    ax.grid(axis="y")
+    ax.margins(x=0.01)
+    _name_ends(ax, ends)
+    return _close(figure)
+
+
+def _name_ends(ax: Axes, ends: list[tuple[str, str, float, float]]) -> None:
+    """Write each name beside the end of its line, moved up or down where two would overlap."""
+    ax.figure.draw_without_rendering()  # The scale of the axes is final only after a layout.
+    points = 72 / ax.figure.dpi
+    at = [ax.transData.transform((x, y))[1] * points for _, _, x, y in ends]
+    order = np.argsort(at)
+    moved = np.array(at)[order]
+    for _ in range(100):
+        for i in range(1, len(moved)):
+            overlap = max(0.0, 13 - (moved[i] - moved[i - 1]))
+            moved[i - 1 : i + 1] += -overlap / 2, overlap / 2
+    right = max(x for _, _, x, _ in ends)
+    for i, height in zip(order, moved, strict=True):
+        name, colour, _, y = ends[i]
+        ax.annotate(
+            name,
+            xy=(right, y),
+            xytext=(8, height - at[i]),
+            textcoords="offset points",
+            color=colour,
+            va="center",
+            annotation_clip=False,
+        )
+
+
+@use_style()
+def confusion_matrix(
+    matrix: Tensor | ConfusionMatrix, class_names: Sequence[str] = CLASSES
+) -> Figure:
+    """For each true class (row), the percentage of its pixels that got each class (column).
+
+    `matrix` holds counts [C, C]. A class that never occurs in the truth has a row of
+    dashes.
+    """
+    counts = matrix.matrix if isinstance(matrix, ConfusionMatrix) else matrix
+    counts = counts.cpu().double().numpy()
+    size = len(class_names)
+    if counts.shape != (size, size):
+        raise ValueError(
+            f"matrix: expected [{size}, {size}] for {size} class names, got {list(counts.shape)}"
+        )
+    total = counts.sum(axis=1, keepdims=True)
+    percent = np.divide(100 * counts, total, out=np.full_like(counts, np.nan), where=total > 0)
+
+    side = min(_WIDTH, 1.6 + 0.5 * size)
+    figure, ax = plt.subplots(figsize=(side, side), layout="constrained")
+    ax.pcolormesh(percent, cmap="Blues", vmin=0, vmax=100, edgecolors="white", linewidth=1.5)
+    for row, column in np.ndindex(size, size):
+        value = percent[row, column]
+        # Zeros stay empty, so that the mistakes stand out.
+        if counts[row, column] or np.isnan(value):
+            text = "<1" if value < 0.5 else _text(value, digits=0)
+            ink = "white" if value > 68 else _INK
+            ax.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=ink)
+    middles = np.arange(size) + 0.5
+    ax.set_xticks(middles, class_names, rotation=45, ha="left", rotation_mode="anchor")
+    ax.set_yticks(middles, class_names)
+    ax.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
+    ax.spines[:].set_visible(False)
+    ax.set(ylabel="true class", xlabel="% of the true class predicted as", aspect="equal")
+    ax.xaxis.set_label_position("top")
+    ax.invert_yaxis()
+    return _close(figure)
+
+
+@use_style()
+def class_bars(
+    values: Mapping[str, Sequence[float]],
+    class_names: Sequence[str] = CLASSES,
+    *,
+    xlabel: str = "IoU",
+) -> Figure:
+    """Bars per class, one for each name in `values`, for example `{"FCN-8s": scores.iou}`.
+
+    Values are fractions and are drawn in points (times 100). NaN, an absent class, is a dash.
+    """
+    if not 1 <= len(values) <= len(LINE_COLOURS):
+        raise ValueError(f"values: expected 1 to {len(LINE_COLOURS)} names, got {len(values)}")
+    for name, scores in values.items():
+        if len(scores) != len(class_names):
+            raise ValueError(
+                f"values: expected {len(class_names)} for {name!r}, one a class, got {len(scores)}"
+            )
+    thick = 0.8 / len(values)
+    height = 0.9 + len(class_names) * (0.16 + 0.19 * len(values))
+    figure, ax = plt.subplots(figsize=(_WIDTH, height), layout="constrained")
+    rows = np.arange(len(class_names))
+    for i, (name, scores) in enumerate(values.items()):
+        points = 100 * np.asarray(scores, dtype=float)
+        y = rows + (i - (len(values) - 1) / 2) * thick
+        ax.barh(y, np.nan_to_num(points), 0.86 * thick, color=LINE_COLOURS[i], label=name)
+        for point, where in zip(points, y, strict=True):
+            ax.annotate(
+                _text(point, digits=1),
+                (np.nan_to_num(point), where),
+                xytext=(4, -0.5),
+                textcoords="offset points",
+                va="center",
+                fontsize=9,
+            )
+    ax.set_yticks(rows, class_names)
+    ax.invert_yaxis()
+    ax.set(xlim=(0, 108), xticks=range(0, 101, 20), xlabel=f"{xlabel} (points)")
+    ax.set_ylim(len(class_names) - 0.45, -0.55)
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_color(_INK)
+    ax.grid(axis="x")
+    if len(values) > 1:
+        figure.legend(loc="outside upper center", ncols=4, handlelength=1, handleheight=1)
+    else:
+        ax.set_title(next(iter(values)))
+    return _close(figure)
+
+
+@use_style()
+def heatmap(maps: Tensor | Mapping[str, Tensor], *, label: str = "") -> Figure:
+    """Maps of one quantity [H, W], on one scale from 0 to the largest value.
+
+    Args:
+        maps: one map, or one for each title.
+        label: the quantity and its unit, beside the colour bar.
+    """
+    maps = maps if isinstance(maps, Mapping) else {"": maps}
+    arrays = {title: _array(values).astype(float) for title, values in maps.items()}
+    for title, values in arrays.items():
+        if values.ndim != 2 or values.size == 0:
+            raise ValueError(f"maps: expected [H, W], got {list(values.shape)} for {title!r}")
+    largest = max(values.max() for values in arrays.values())
+    cell = min(3.4, (_WIDTH - 1) / len(arrays))
+    figure, axes = plt.subplots(
+        1,
+        len(arrays),
+        squeeze=False,
+        figsize=(cell * len(arrays) + 1, cell + 0.4),
+        layout="constrained",
+    )
+    for ax, (title, values) in zip(axes[0], arrays.items(), strict=True):
+        picture = ax.imshow(values, cmap="magma", vmin=0, vmax=largest)
+        ax.set_title(title)
+        _frame(ax)
+    bar = figure.colorbar(picture, ax=axes, label=label, shrink=0.85, aspect=24)
+    bar.outline.set_visible(False)
+    return _close(figure)
+
+
+def _close(figure: Figure) -> Figure:
+    """Lay the figure out and take it out of pyplot's list; it still draws and saves.
+
+    Ticks take their style from the settings at the time they are first laid out, so this must
+    happen inside `use_style`.
+    """
+    figure.draw_without_rendering()
+    plt.close(figure)
+    return figure
+
+
+# Tables
+
+_DASH = "\N{EN DASH}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that shows itself in a notebook and prints itself in a terminal.
+
+    The first column names the rows. `best` holds the (row, column) of cells to stress.
+    """
+
+    rows: list[list]
+    columns: list[str]
+    caption: str = ""
+    note: str = ""
+    digits: int = 1
+    best: frozenset[tuple[int, int]] = frozenset()
+
+    def _numeric(self) -> list[bool]:
+        """Which columns hold numbers and dashes only."""
+        columns = [[row[i] for row in self.rows] for i in range(len(self.columns))]
+        return [
+            any(_is_number(cell) for cell in column)
+            and all(_is_number(cell) or cell is None for cell in column)
+            for column in columns
+        ]
+
+    def _repr_html_(self) -> str:
+        side = [' style="text-align: right"' if n else "" for n in self._numeric()]
+        side = [s or ' style="text-align: left"' for s in side]
+
+        def cell(row: int, column: int) -> str:
+            text = html.escape(_text(self.rows[row][column], self.digits))
+            if (row, column) in self.best:
+                text = f"<strong>{text}</strong>"
+            if column == 0:
+                return f'<th scope="row"{side[0]}>{text}</th>'
+            return f"<td{side[column]}>{text}</td>"
+
+        head = "".join(
+            f'<th scope="col"{s}>{html.escape(name)}</th>'
+            for s, name in zip(side, self.columns, strict=True)
+        )
+        body = "\n".join(
+            "<tr>" + "".join(cell(i, j) for j in range(len(self.columns))) + "</tr>"
+            for i in range(len(self.rows))
+        )
+        caption = f"<caption>{html.escape(self.caption)}</caption>\n" if self.caption else ""
+        note = f"\n<p>{html.escape(self.note)}</p>" if self.note else ""
+        # A table wider than a phone scrolls by itself; tabindex lets the keyboard scroll it too.
+        label = html.escape(self.caption or "table")
+        return (
+            f'<div role="region" aria-label="{label}" tabindex="0" style="overflow-x: auto">\n'
+            f"<table>\n{caption}<thead><tr>{head}</tr></thead>\n"
+            f"<tbody>\n{body}\n</tbody>\n</table>{note}\n</div>"
+        )
+
+    def __str__(self) -> str:
+        cells = [
+            [
+                _text(cell, self.digits) + ("*" if (i, j) in self.best else "")
+                for j, cell in enumerate(row)
+            ]
+            for i, row in enumerate(self.rows)
+        ]
+        # Room for the star, so that the digits of a column stay under each other.
+        starred = {j for _, j in self.best}
+        for row in cells:
+            for j in starred:
+                row[j] += "" if row[j].endswith("*") else " "
+        heads = [name + " " * (j in starred) for j, name in enumerate(self.columns)]
+        widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
+
+        def line(row: list[str]) -> str:
+            aligned = zip(row, widths, self._numeric(), strict=True)
+            return "  ".join(c.rjust(w) if n else c.ljust(w) for c, w, n in aligned).rstrip()
+
+        lines = [self.caption] if self.caption else []
+        lines += [line(heads), "  ".join("-" * width for width in widths), *map(line, cells)]
+        lines += ["* best in its column"] if self.best else []
+        lines += [self.note] if self.note else []
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def table(
+    rows: Sequence[Sequence],
+    columns: Sequence[str],
+    *,
+    caption: str = "",
+    note: str = "",
+    digits: int = 1,
+) -> Table:
+    """A table of names, integers and floats. None and NaN are shown as a dash.
+
+    Args:
+        rows: one sequence a row, with one cell for each column; the first cell names the row.
+        columns: the titles.
+        caption: a line above the table.
+        note: a line below the table.
+        digits: of a float, after the point.
+    """
+    for row in rows:
+        if len(row) != len(columns):
+            raise ValueError(f"rows: expected {len(columns)} cells in each, got {list(row)}")
+    return Table([list(row) for row in rows], list(columns), caption, note, digits)
+
+
+def score_table(
+    scores: Mapping[str, Scores], class_names: Sequence[str] = CLASSES, *, caption: str = ""
+) -> Table:
+    """One row a model: mIoU, boundary IoU, pixel accuracy and the IoU of each class, in points.
+
+    Points are fractions times 100. The best of each column is stressed.
+    """
+    for name, result in scores.items():
+        if len(result.iou) != len(class_names):
+            raise ValueError(
+                f"scores: expected {len(class_names)} classes for {name!r}, got {len(result.iou)}"
+            )
+    points = {
+        name: [
+            100 * value
+            for value in (result.miou, result.boundary_iou, result.pixel_accuracy, *result.iou)
+        ]
+        for name, result in scores.items()
+    }
+    best = set()
+    if len(points) > 1:
+        for j, column in enumerate(zip(*points.values(), strict=True), start=1):
+            shown = [_text(value, digits=1) for value in column]
+            known = [value for value in column if not math.isnan(value)]
+            winner = _text(max(known), digits=1) if known else None
+            best |= {(i, j) for i, text in enumerate(shown) if text == winner}
+    absent = any(result.absent for result in scores.values())
+    note = f"{_DASH} the class is in neither truth nor prediction; no mean counts it."
+    return Table(
+        rows=[[name, *values] for name, values in points.items()],
+        columns=["model", "mIoU", "boundary IoU", "pixel accuracy", *class_names],
+        caption=caption or "Scores in points",
+        note=note if absent else "",
+        best=frozenset(best),
+    )
+
+
+def _text(cell, digits: int) -> str:
+    if cell is None or (_is_number(cell) and math.isnan(cell)):
+        return _DASH
+    if isinstance(cell, Integral):
+        return f"{cell:,}"
+    return f"{cell:,.{digits}f}" if _is_number(cell) else str(cell)
+
+
+def _is_number(cell) -> bool:
+    return isinstance(cell, Real)
+
+
+# Tensors to arrays
+
+
+def _array(values: Tensor | np.ndarray) -> np.ndarray:
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def _labels(
+    name: str, labels: Tensor | np.ndarray, picture: np.ndarray | None = None
+) -> np.ndarray:
+    """Labels as an array; of the size of `picture`, where one is given."""
+    array = _array(labels)
+    if array.dtype != np.int64:
+        raise TypeError(f"{name}: expected int64 labels, got {array.dtype}")
+    if picture is not None and array.shape != picture.shape[:2]:
+        size = list(picture.shape[:2])
+        raise ValueError(
+            f"{name}: expected the size of the image, {size}, got {list(array.shape)}"
+        )
+    return array
+
+
+def _picture(name: str, item: Tensor | np.ndarray) -> np.ndarray:
+    """An image, a label map or a finished picture as uint8 [H, W, 3]."""
+    array = _array(item)
+    if array.dtype == np.int64 and array.ndim == 2:
+        return colour_mask(item)
+    if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3:
+        return array
+    if np.issubdtype(array.dtype, np.floating) and array.ndim == 3 and array.shape[0] == 3:
+        return _bytes(array.transpose(1, 2, 0))
+    raise ValueError(
+        f"{name}: expected an image float [3, H, W], labels int64 [H, W] or a picture uint8 "
+        f"[H, W, 3], got {array.dtype} {list(array.shape)}"
+    )
+
+
+def _bytes(fractions: np.ndarray) -> np.ndarray:
+    return np.rint(255 * fractions.clip(0, 1)).astype(np.uint8)
+
+
+def _rgb(colour: str) -> np.ndarray:
+    return _bytes(np.array(to_rgb(colour)))

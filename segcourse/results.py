@@ -1,0 +1,173 @@
+"""Recorded results: read them, hold a live number against them, fill pages with them.
+
+`results.json` holds what `make results` measured, one record for each (experiment, preset,
+metric):
+
+    experiment  what was run, for example "fcn8s"; `experiments.py` has the code
+    preset      smoke, cpu or gpu
+    seed        the seeds, one run each
+    steps       training steps of one run (0 where nothing is trained)
+    metric      for example "miou"; scores are fractions in 0..1, times are seconds
+    value       mean over the seeds
+    spread      sample standard deviation over the seeds, null for one seed
+    values      the value of each seed
+    seconds     mean time of one run
+    device      the processor that ran it, and its number of threads
+    versions    Python, torch, segcourse and the commit
+"""
+
+import json
+import re
+import sys
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from segcourse.training import preset
+
+FILE = Path(__file__).with_name("results.json")
+_POINTS = {"miou": "mIoU", "boundary_iou": "boundary IoU", "pixel_accuracy": "pixel accuracy"}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of `results.json`; the fields are explained at the top of this file."""
+
+    experiment: str
+    preset: str
+    seed: list[int]
+    steps: int
+    metric: str
+    value: float
+    spread: float | None
+    values: list[float]
+    seconds: float
+    device: str
+    versions: dict[str, str]
+
+    def text(self) -> str:
+        """Points with their spread, or seconds, for example "58.1 ± 0.4"."""
+        if self.metric not in _POINTS:
+            return f"{self.value:.0f}"
+        spread = "" if self.spread is None else f" ± {100 * self.spread:.1f}"
+        return f"{100 * self.value:.1f}{spread}"
+
+    def band(self) -> tuple[float, float]:
+        """Where a run with another seed or on another machine is expected.
+
+        Three standard deviations, and at least 2 points, since three seeds say little about rare
+        outcomes.
+        """
+        half = max(3 * (self.spread or 0.0), 0.02)
+        return self.value - half, self.value + half
+
+
+@lru_cache
+def records() -> tuple[Record, ...]:
+    """All records of `results.json`."""
+    if not FILE.exists():
+        return ()
+    return tuple(Record(**record) for record in json.loads(FILE.read_text()))
+
+
+def write(new: list[Record]) -> None:
+    """Put records into `results.json`, in the place of older ones of the same name."""
+    kept = {(r.experiment, r.preset, r.metric): r for r in (*records(), *new)}
+    lines = [json.dumps(asdict(kept[key]), ensure_ascii=False) for key in sorted(kept)]
+    FILE.write_text("[\n" + ",\n".join(lines) + "\n]\n")
+    records.cache_clear()
+
+
+def find(experiment: str, metric: str, preset: str = "cpu") -> Record:
+    """The record of an experiment; KeyError that lists what there is."""
+    for record in records():
+        if (record.experiment, record.metric, record.preset) == (experiment, metric, preset):
+            return record
+    known = sorted({f"{r.experiment} {r.metric} ({r.preset})" for r in records()})
+    raise KeyError(
+        f"no record of {experiment} {metric} ({preset}); results.json has: {', '.join(known)}"
+    )
+
+
+def compare(experiment: str, **values: float) -> None:
+    """Print where live numbers fall among the recorded ones of the same preset.
+
+    `values` are scores by metric: `compare("fcn8s", miou=scores.miou)`.
+    """
+    budget = preset().name
+    if budget == "smoke":
+        print(f"{experiment}: the smoke preset trains too briefly to compare with anything.")
+        return
+    for metric, value in values.items():
+        live = f"{_POINTS[metric]} {100 * value:.1f}"
+        try:
+            record = find(experiment, metric, budget)
+        except KeyError:
+            print(f"{live}: nothing is recorded for the {budget} preset yet.")
+            continue
+        low, high = record.band()
+        verdict = "inside" if low <= value <= high else "OUTSIDE"
+        print(
+            f"{live}: {verdict} the expected band {100 * low:.1f} .. {100 * high:.1f} "
+            f"(recorded {record.text()} over {len(record.seed)} seeds)"
+        )
+
+
+def runtime(chapter: str) -> None:
+    """Print how long a chapter takes on a CPU and on a GPU, as far as it was recorded."""
+    times = []
+    for budget, place in (("cpu", "on one CPU thread"), ("gpu", "on a GPU")):
+        try:
+            times.append(f"{find(f'chapter {chapter}', 'seconds', budget).value:.0f} s {place}")
+        except KeyError:
+            times.append(f"not yet measured {place}")
+    now = preset()
+    print(f"This chapter takes about {', '.join(times)}.")
+    print(f"You run it with the {now.name} preset on {now.device.type}.")
+
+
+# ---------------------------------------------------------------------------------------------
+# Pages: text between `<!-- result: KEY -->` and `<!-- /result -->` is filled from the records
+# ---------------------------------------------------------------------------------------------
+
+_MARKED = re.compile(r"(<!-- result: (?P<key>[\w .-]+?) -->).*?(<!-- /result -->)", re.DOTALL)
+
+
+def fill(page: str) -> str:
+    """Fill the marked places of a Markdown page.
+
+    KEY is "EXPERIMENT METRIC" for one number, or "fcn-table".
+    """
+
+    def text(match: re.Match) -> str:
+        key = match["key"]
+        body = f"\n{_fcn_table()}\n" if key == "fcn-table" else find(*key.rsplit(" ", 1)).text()
+        return match[1] + body + match[3]
+
+    return _MARKED.sub(text, page)
+
+
+def _fcn_table() -> str:
+    lines = [
+        "",
+        "| model | mIoU | boundary IoU | pixel accuracy |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for experiment, name in (("fcn32s", "FCN-32s"), ("fcn16s", "FCN-16s"), ("fcn8s", "FCN-8s")):
+        cells = [find(experiment, metric).text() for metric in _POINTS]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def main(pages: list[str]) -> None:
+    """Fill the pages named on the command line in place."""
+    for page in map(Path, pages):
+        before = page.read_text()
+        after = fill(before)
+        if after != before:
+            page.write_text(after)
+            print(f"filled {page}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
