@@ -116,14 +116,14 @@ def compare(experiment: str, **values: float) -> None:
 def runtime(chapter: str) -> None:
     """Print how long a chapter takes on a CPU and on a GPU, as far as it was recorded."""
     times = []
-    for budget, place in (("cpu", "on one CPU thread"), ("gpu", "on a GPU")):
+    for budget, place in (("cpu", "one CPU thread"), ("gpu", "a GPU")):
         try:
-            times.append(f"{find(f'chapter {chapter}', 'seconds', budget).value:.0f} s {place}")
+            times.append(f"{find(f'chapter {chapter}', 'seconds', budget).text()} s on {place}")
         except KeyError:
-            times.append(f"not yet measured {place}")
+            times.append(f"not yet measured on {place}")
     now = preset()
-    print(f"This chapter takes about {', '.join(times)}.")
-    print(f"You run it with the {now.name} preset on {now.device.type}.")
+    print(f"Time for this chapter: {', '.join(times)}.")
+    print(f"You run the {now.name} preset, on {now.device.type}.")
 
 
 # ---------------------------------------------------------------------------------------------

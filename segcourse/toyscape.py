@@ -602,7 +602,8 @@ def _shade(o: _Objects, pairs: _Pairs, size: int) -> tuple[Tensor, Tensor]:
     codes_of = _CLASS_OF.to(device)[o.shape] | (number + 1) << 4  # nearer objects: larger codes
     upright = (1 - o.lean * o.lean).sqrt()
     # One row of numbers for each object, gathered once for each pair.
-    single = [o.foot_x, o.foot_y, 1 / o.height, upright, o.lean, o.shadow, o.sun, codes_of.float()]
+    single = [o.foot_x, o.foot_y, 1 / o.height, upright, o.lean, o.sun, codes_of.float()]
+    single += [o.shadow, 1 / _HALF_WIDTH.to(device)[o.shape]]
     facts = torch.cat([torch.stack(single, 2), o.style, o.colour, o.accent], 2).flatten(0, 1)
 
     layers = torch.empty(len(pairs.object), 4, tile * tile, device=device)
@@ -613,8 +614,10 @@ def _shade(o: _Objects, pairs: _Pairs, size: int) -> tuple[Tensor, Tensor]:
             part = slice(start, min(start + _CHUNK, first + count))
             fact = facts[pairs.object[part]]
             place = pairs.tile[part] % (across * across)
-            foot_x, foot_y, scale, upright, lean, shadow, sun, code = fact[:, :8, None].unbind(1)
-            style, colour, accent_colour = fact[:, 8:12], fact[:, 12:15], fact[:, 15:18]
+            foot_x, foot_y, scale, upright, lean, sun, code, shadow, spread = fact[
+                :, :9, None
+            ].unbind(1)
+            style, colour, accent_colour = fact[:, 9:13], fact[:, 13:16], fact[:, 16:19]
             dx = px_x + ((place % across * tile)[:, None] - foot_x)
             dy = px_y + ((place // across * tile)[:, None] - foot_y)
             u = (dx * (upright * scale)).addcmul_(dy, lean * scale)
@@ -625,7 +628,7 @@ def _shade(o: _Objects, pairs: _Pairs, size: int) -> tuple[Tensor, Tensor]:
             codes[part] = alpha.round().mul_(code).to(torch.uint8)
             layer = layers[part]
             # A soft shadow lies on the ground round the foot.
-            shade = 1 - (u * 1.6) ** 2 - (v * 8.0) ** 2
+            shade = 1 - (u * spread) ** 2 - (v * 8.0) ** 2
             torch.mul(shade.clamp_(0, 1), shadow, out=shade)
             torch.mul(1 - alpha, 1 - shade, out=layer[:, 0])
             light = light.clamp_(0.08, 1.5).mul_(alpha)

@@ -137,16 +137,16 @@ def fit(
             "lr and clip must be above 0, warmup and weight_decay at least 0, ema in [0, 1); "
             f"found {lr=}, {clip=}, {warmup=}, {weight_decay=}, {ema=}"
         )
+    device = preset().device if device is None else torch.device(device)
+    precision = _precision(device)
     run = dict(steps=steps, batch_size=batch_size, lr=lr, weight_decay=weight_decay, warmup=warmup)
-    run |= dict(clip=clip, ema=ema, seed=seed, items=len(data))
+    run |= dict(clip=clip, ema=ema, seed=seed, items=len(data), precision=str(precision))
     run |= {name: list(value.shape) for name, value in model.state_dict().items()}
     run["frozen"] = [name for name, p in model.named_parameters() if not p.requires_grad]
     path = None if checkpoint is None else Path(checkpoint)
     saved = _read_checkpoint(path, run) if path and path.exists() else None
 
-    device = preset().device if device is None else torch.device(device)
     model.to(device)
-    precision = _precision(device)
     average = copy.deepcopy(model)
     optimizer = torch.optim.AdamW(weights, lr, weight_decay=weight_decay, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)

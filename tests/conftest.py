@@ -1,0 +1,42 @@
+"""What tests of different kinds share: the notebooks, their executed copies, the built book."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+
+
+def built(path):
+    """A path that `make book` makes; says so where it is missing."""
+    if not path.exists():
+        pytest.fail(f"{path.relative_to(ROOT)} is not there: run `make book` first", pytrace=False)
+    return path
+
+
+@pytest.fixture(params=NOTEBOOKS)
+def name(request):
+    """The name of each notebook in turn."""
+    return request.param
+
+
+@pytest.fixture
+def notebook(name):
+    """A notebook as it is committed."""
+    return nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+
+
+@pytest.fixture
+def executed(name):
+    """The same notebook with the outputs that the book shows."""
+    path = built(ROOT / "_build" / "source" / "notebooks" / f"{name}.ipynb")
+    return nbformat.read(path, as_version=4)
+
+
+@pytest.fixture(scope="session")
+def html():
+    """The folder of the built book."""
+    built(ROOT / "_build" / "html" / "index.html")
+    return ROOT / "_build" / "html"
