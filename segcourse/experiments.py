@@ -1,7 +1,8 @@
 """The experiments behind `results.json`. `make results` runs them all, each over three seeds.
 
 An experiment is a function of a seed that trains with the settings of its chapter and returns
-scores. `python -m segcourse.experiments fcn8s` runs one of them and records it.
+scores. `python -m segcourse.experiments fcn8s` runs one of them and records it; the name of a
+notebook, such as `01_fcn`, records the time that the chapter takes.
 """
 
 import platform
@@ -83,6 +84,22 @@ EXPERIMENTS: tuple[Callable[[int], dict[str, float]], ...] = (
 )
 
 
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+
+
+def record_chapter(name: str) -> None:
+    """Execute a notebook and write how long it takes."""
+    import nbformat  # of the book's environment; the experiments need neither
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    began = time.perf_counter()
+    NotebookClient(notebook, timeout=None).execute()
+    seconds = time.perf_counter() - began
+    results.write([make_record(f"chapter {name}", "seconds", [seconds], 0, [seconds])])
+    print(f"chapter {name}: {seconds:.0f} s")
+
+
 def record(experiment: Callable[[int], dict[str, float]]) -> None:
     """Run an experiment with every seed and write its records."""
     runs, seconds = [], []
@@ -142,12 +159,17 @@ def _commit() -> str:
 
 
 def main(names: list[str]) -> None:
-    """Record the experiments with these names, all of them for an empty list."""
-    known = {experiment.__name__: experiment for experiment in EXPERIMENTS}
-    if unknown := set(names) - set(known):
-        raise SystemExit(f"unknown experiment {sorted(unknown)}; there are {', '.join(known)}")
-    for name in names or known:
-        record(known[name])
+    """Record the experiments and chapters with these names, all of them for an empty list."""
+    experiments = {experiment.__name__: experiment for experiment in EXPERIMENTS}
+    chapters = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+    if unknown := set(names) - set(experiments) - set(chapters):
+        known = ", ".join([*experiments, *chapters])
+        raise SystemExit(f"unknown: {', '.join(sorted(unknown))}; there are {known}")
+    for name in names or [*experiments, *chapters]:
+        if name in experiments:
+            record(experiments[name])
+        else:
+            record_chapter(name)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ metric):
 import json
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -111,6 +112,18 @@ def compare(experiment: str, **values: float) -> None:
             f"{live}: {verdict} the expected band {100 * low:.1f} .. {100 * high:.1f} "
             f"(recorded {record.text()} over {len(record.seed)} seeds)"
         )
+
+
+def scores(experiments: Mapping[str, str]) -> list[list[str]]:
+    """Rows of recorded scores: a name, then mIoU, boundary IoU and pixel accuracy with spread.
+
+    `experiments` maps an experiment to the name that its row gets.
+    """
+    budget = preset().name if any(r.preset == preset().name for r in records()) else "cpu"
+    return [
+        [name, *(find(experiment, metric, budget).text() for metric in _POINTS)]
+        for experiment, name in experiments.items()
+    ]
 
 
 def runtime(chapter: str) -> None:

@@ -416,14 +416,15 @@ def _stuff(s: _Scenes, size: int) -> tuple[Tensor, Tensor]:
     torch.sub(s.road_half_px, off_centre, out=road).clamp_(0, 1).mul_(ground)
     torch.sub(s.dash_half_px, off_centre, out=dash).clamp_(0, 1)
     dash.mul_(road)
-    torch.mul(s.road_half_px * 0.82 < off_centre, road, out=edge)
+    torch.sub(off_centre, s.road_half_px * 0.85, out=edge).clamp_(0, 1).mul_(road)
     into_pond = s.pond_x + s.pond_y  # negative inside
     land = ground - road
     torch.sub(0.5, into_pond, out=wet).clamp_(0, 1).mul_(land)
     torch.sub(s.bank_px, into_pond, out=bank).clamp_(0, 1).mul_(land).sub_(wet)
     torch.sub(land, wet, out=grass)
 
-    label = ground.round().add_(road.round()).add_(wet.round(), alpha=2).to(torch.uint8)
+    solid, paved, flooded = ((cover > 0.5).view(torch.uint8) for cover in (ground, road, wet))
+    label = solid.add_(paved).add_(flooded, alpha=2)  # 0 sky, 1 grass, 2 road, 3 water
 
     # Water shows the sky: fade, clouds and glow are mirrored at the horizon.
     torch.sub(1, ground, out=skyish).add_(wet, alpha=0.86)
@@ -507,6 +508,11 @@ def _disc(u, v, centre_v, radius):
     return (u * u).addcmul_(w, w).sub_(radius * radius).mul_(0.5 / radius)
 
 
+def _saw(phase):
+    """Stripes of period 1: negative in every second half period, with slopes of 1."""
+    return 0.25 - (phase - phase.floor()).sub_(0.5).abs_()
+
+
 def _round_tree(u, v, sharp, style, sun):
     lobe = torch.minimum(_disc(u.abs() - 0.13, v, -0.52, 0.22), _disc(u, v, -0.72, 0.27))
     trunk = torch.maximum(u.abs() - 0.055, v)
@@ -545,8 +551,8 @@ def _car(u, v, sharp, style, sun):
 def _ball(u, v, sharp, style, sun):
     w = v + 0.5
     light = 0.92 + 0.45 * (sun * u - 0.8 * w) - 0.5 * (u * u + w * w)
-    stripes = ((u * style[:, :1] + w * (1 - style[:, :1])) * (3 + 3 * style[:, 1:2])) % 1.0
-    stripes = _cover((0.25 - (stripes - 0.5).abs()) * 0.25, sharp)
+    stripes = _saw((u * style[:, :1] + w * (1 - style[:, :1])) * (3 + 3 * style[:, 1:2]))
+    stripes = _cover(stripes * 0.25, sharp)
     return _disc(u, v, -0.5, 0.5), light, stripes * (style[:, 2:3] < 0.5)
 
 
@@ -554,8 +560,7 @@ def _ring(u, v, sharp, style, sun):
     w = v + 0.5
     outside = torch.maximum(_disc(u, v, -0.5, 0.5), -_disc(u, v, -0.5, 0.27))
     light = 0.95 + 0.35 * (sun * u - w)
-    bands = ((u + w) * (2 + 3 * style[:, 1:2])) % 1.0
-    bands = _cover((0.25 - (bands - 0.5).abs()) * 0.3, sharp)
+    bands = _cover(_saw((u + w) * (2 + 3 * style[:, 1:2])) * 0.3, sharp)
     return outside, light, bands * (style[:, 2:3] < 0.35)
 
 
@@ -628,8 +633,8 @@ def _shade(o: _Objects, pairs: _Pairs, size: int) -> tuple[Tensor, Tensor]:
             codes[part] = alpha.round().mul_(code).to(torch.uint8)
             layer = layers[part]
             # A soft shadow lies on the ground round the foot.
-            shade = 1 - (u * spread) ** 2 - (v * 8.0) ** 2
-            torch.mul(shade.clamp_(0, 1), shadow, out=shade)
+            shade = 1 - (u * spread).square_() - (v * 8.0).square_()
+            shade.clamp_(0, 1).mul_(shadow)
             torch.mul(1 - alpha, 1 - shade, out=layer[:, 0])
             light = light.clamp_(0.08, 1.5).mul_(alpha)
             accent = light * accent
@@ -658,20 +663,22 @@ def _composite(
     counts, bottom = pairs.layers_of_tile[tiles], pairs.bottom_of_tile[tiles]
     busy = counts.argsort(descending=True)
     depth_of = counts[busy].tolist()
+    covered = int((counts > 0).sum())
 
     colour, code = _to_tiles(rgb, tile), _to_tiles(label[:, None], tile)[:, 0]
-    covered = sum(depth > 0 for depth in depth_of)
     busy = busy[:covered]
-    canvas, marks, bottom = colour[busy], code[busy], bottom[busy]
+    canvas, marks = colour.index_select(0, busy), code.index_select(0, busy)
+    bottom = bottom[busy]
     among = covered
     for layer in range(depth_of[0]):
         while depth_of[among - 1] <= layer:
             among -= 1
         pair = pairs.by_tile[bottom[:among] + layer]
-        stroke = layers[pair]
+        stroke = layers.index_select(0, pair)
         canvas[:among].mul_(stroke[:, :1]).add_(stroke[:, 1:])
-        torch.maximum(marks[:among], codes[pair], out=marks[:among])
-    colour[busy], code[busy] = canvas, marks
+        torch.maximum(marks[:among], codes.index_select(0, pair), out=marks[:among])
+    colour.index_copy_(0, busy, canvas)
+    code.index_copy_(0, busy, marks)
     return _from_tiles(colour, n), _from_tiles(code[:, None], n)[:, 0]
 
 
@@ -701,11 +708,11 @@ def _camera(rgb: Tensor, s: _Scenes, size: int) -> Tensor:
     rgb = rgb.mul_(s.light_x).mul_(s.light_y)
     for dim in (2, 3):  # a blur of three pixels, one dimension after the other
         before, after = rgb.narrow(dim, 0, canvas - 2), rgb.narrow(dim, 2, canvas - 2)
-        mixed = (before + after).mul_(s.blur)
-        rgb.narrow(dim, 1, canvas - 2).mul_(1 - 2 * s.blur).add_(mixed)
+        around = before + after
+        rgb.narrow(dim, 1, canvas - 2).mul_(1 - 2 * s.blur).addcmul_(around, s.blur)
     grain = _cut(_atlases(size, rgb.device)[2], s.windows[:, 2], 3 * canvas, canvas)
-    rgb.addcmul_(grain.view_as(rgb), s.noise).add_(0.5)
-    return rgb.clamp_(0, 255.5).to(torch.uint8)[:, :, :size, :size].contiguous()
+    rgb.addcmul_(grain.view_as(rgb), s.noise)
+    return rgb.clamp_(0, 255).to(torch.uint8)[:, :, :size, :size].contiguous()
 
 
 # ---------------------------------------------------------------------------------------------
