@@ -91,26 +91,28 @@ def find(experiment: str, metric: str, preset: str = "cpu") -> Record:
 
 
 def compare(experiment: str, **values: float) -> None:
-    """Print where live numbers fall among the recorded ones of the same preset.
+    """Print where live scores fall among the recorded ones of the same preset.
 
-    `values` are scores by metric: `compare("fcn8s", miou=scores.miou)`.
+    `values` are scores by metric: `compare("fcn8s", miou=scores.miou)`. The expected band is
+    `Record.band`.
     """
     budget = preset().name
     if budget == "smoke":
         print(f"{experiment}: the smoke preset trains too briefly to compare with anything.")
         return
+    print(f"{experiment}, live and expected:")
     for metric, value in values.items():
-        live = f"{_POINTS[metric]} {100 * value:.1f}"
+        live = f"  {_POINTS[metric]:14} {100 * value:.1f}"
         try:
             record = find(experiment, metric, budget)
         except KeyError:
-            print(f"{live}: nothing is recorded for the {budget} preset yet.")
+            print(f"{live}, nothing recorded for the {budget} preset yet")
             continue
         low, high = record.band()
         verdict = "inside" if low <= value <= high else "OUTSIDE"
         print(
-            f"{live}: {verdict} the expected band {100 * low:.1f} .. {100 * high:.1f} "
-            f"(recorded {record.text()} over {len(record.seed)} seeds)"
+            f"{live}, {verdict} {100 * low:.1f} .. {100 * high:.1f} "
+            f"({record.text()} over {len(record.seed)} seeds)"
         )
 
 
@@ -135,7 +137,7 @@ def runtime(chapter: str) -> None:
         except KeyError:
             times.append(f"not yet measured on {place}")
     now = preset()
-    print(f"Time for this chapter: {', '.join(times)}.")
+    print("Time for this chapter:", ",\n  ".join(times))
     print(f"You run the {now.name} preset, on {now.device.type}.")
 
 

@@ -1,0 +1,41 @@
+"""Two runs of a chapter on one machine show the same numbers and the same figures."""
+
+import re
+
+import nbformat
+import pytest
+from conftest import ROOT, built
+from nbclient import NotebookClient
+
+SECONDS = re.compile(r"\d+(\.\d+)? (s|ms)\b")  # only times may differ
+
+
+def shown(notebook):
+    """All that a notebook prints, tabulates and draws, without times."""
+    found = []
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            text = output.get("text", "") + output.get("data", {}).get("text/plain", "")
+            image = output.get("data", {}).get("image/png", "")
+            found.append((cell.id, SECONDS.sub("TIME", text), image))
+    return found
+
+
+def test_only_times_are_masked():
+    assert SECONDS.sub("TIME", "mIoU 57.1 after 12.3 s, 64 px") == "mIoU 57.1 after TIME, 64 px"
+
+
+@pytest.mark.slow
+def test_a_second_run_of_chapter_01_shows_the_same(monkeypatch):
+    for variable, value in (
+        ("OMP_NUM_THREADS", "1"),
+        ("TQDM_DISABLE", "1"),
+        ("SEGCOURSE_PRESET", "cpu"),
+    ):
+        monkeypatch.setenv(variable, value)
+    again = nbformat.read(ROOT / "notebooks" / "01_fcn.ipynb", as_version=4)
+    NotebookClient(again, timeout=600).execute()
+    first = nbformat.read(
+        built(ROOT / "_build" / "source" / "notebooks" / "01_fcn.ipynb"), as_version=4
+    )
+    assert shown(again) == shown(first)

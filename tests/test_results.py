@@ -1,0 +1,128 @@
+"""Recorded results: what a chapter compares with, and what the pages are filled from."""
+
+import json
+
+import pytest
+
+from segcourse import experiments, results
+from segcourse.results import Record
+
+
+def record(metric="miou", values=(0.50, 0.52, 0.54), **changes):
+    settings = dict(
+        experiment="toy",
+        preset="cpu",
+        seed=[0, 1, 2],
+        steps=10,
+        metric=metric,
+        value=sum(values) / len(values),
+        spread=0.02,
+        values=list(values),
+        seconds=1.0,
+        device="a processor",
+        versions={"torch": "2"},
+    )
+    return Record(**settings | changes)
+
+
+@pytest.fixture
+def recorded(tmp_path, monkeypatch):
+    """An empty results file instead of the package's."""
+    monkeypatch.setattr(results, "FILE", tmp_path / "results.json")
+    monkeypatch.setenv("SEGCOURSE_PRESET", "cpu")
+    results.records.cache_clear()
+    yield results
+    results.records.cache_clear()
+
+
+def test_what_is_written_is_read_back_and_replaces_what_has_the_same_name(recorded):
+    recorded.write([record(), record("boundary_iou")])
+    recorded.write([record(value=0.9)])
+    assert [r.metric for r in recorded.records()] == ["boundary_iou", "miou"]
+    assert recorded.find("toy", "miou").value == 0.9
+    assert isinstance(json.loads(recorded.FILE.read_text()), list)
+
+
+def test_a_missing_record_names_those_that_exist(recorded):
+    recorded.write([record()])
+    with pytest.raises(KeyError, match=r"no record of toy miou \(gpu\).*toy miou \(cpu\)"):
+        recorded.find("toy", "miou", "gpu")
+
+
+@pytest.mark.parametrize(
+    ("live", "verdict"),
+    [(0.52, "inside"), (0.579, "inside"), (0.581, "OUTSIDE"), (0.4, "OUTSIDE")],
+)
+def test_compare_tells_inside_from_outside(recorded, capsys, live, verdict):
+    recorded.write([record()])
+    recorded.compare("toy", miou=live)
+    printed = capsys.readouterr().out
+    assert f"{verdict} 46.0 .. 58.0 (52.0 ± 2.0 over 3 seeds)" in printed
+    assert f"{100 * live:.1f}" in printed
+
+
+def test_nan_is_outside(recorded, capsys):
+    recorded.write([record()])
+    recorded.compare("toy", miou=float("nan"))
+    assert "OUTSIDE" in capsys.readouterr().out
+
+
+def test_the_band_is_at_least_two_points_wide_on_each_side():
+    low, high = record(spread=0.0).band()
+    assert (round(low, 3), round(high, 3)) == (0.5, 0.54)
+
+
+def test_compare_asserts_nothing_under_smoke_and_without_a_record(recorded, capsys, monkeypatch):
+    recorded.compare("toy", miou=0.1)
+    assert "nothing recorded for the cpu preset" in capsys.readouterr().out
+    monkeypatch.setenv("SEGCOURSE_PRESET", "smoke")
+    recorded.compare("toy", miou=0.1)
+    printed = capsys.readouterr().out
+    assert "smoke" in printed and "inside" not in printed and "OUTSIDE" not in printed
+
+
+def test_the_time_of_a_chapter_is_told_as_far_as_it_is_known(recorded, capsys):
+    recorded.write([record("seconds", [83.4], experiment="chapter 01_fcn", spread=None)])
+    recorded.runtime("01_fcn")
+    printed = capsys.readouterr().out
+    assert "83 s on one CPU thread" in printed and "not yet measured on a GPU" in printed
+
+
+def test_pages_are_filled_and_filling_twice_changes_nothing(recorded):
+    names = ("fcn32s", "fcn16s", "fcn8s")
+    metrics = ("miou", "boundary_iou", "pixel_accuracy")
+    recorded.write([record(m, experiment=name) for name in names for m in metrics])
+    page = (
+        "It reaches <!-- result: fcn8s miou -->old<!-- /result --> points.\n\n"
+        "<!-- result: fcn-table -->\n<!-- /result -->\n"
+    )
+    filled = recorded.fill(page)
+    assert "<!-- result: fcn8s miou -->52.0 ± 2.0<!-- /result --> points" in filled
+    assert "| FCN-16s | 52.0 ± 2.0 | 52.0 ± 2.0 | 52.0 ± 2.0 |" in filled
+    assert recorded.fill(filled) == filled
+
+
+def test_a_page_that_asks_for_an_unknown_result_fails(recorded):
+    with pytest.raises(KeyError, match="fcn9s miou"):
+        recorded.fill("<!-- result: fcn9s miou --><!-- /result -->")
+
+
+def test_every_experiment_is_recorded_over_all_seeds_with_its_machine_and_commit():
+    for experiment in experiments.EXPERIMENTS:
+        for metric in ("miou", "boundary_iou", "pixel_accuracy"):
+            found = results.find(experiment.__name__, metric)
+            assert found.seed == list(experiments.SEEDS)
+            assert len(found.values) == len(found.seed) and found.steps == 1000
+            assert found.value == pytest.approx(sum(found.values) / 3, abs=1e-4)
+            assert found.device and found.versions["commit"] != "unknown"
+
+
+def test_the_figures_that_chapter_01_promises_are_reached():
+    fcn8s, fcn32s = (results.find(name, "boundary_iou") for name in ("fcn8s", "fcn32s"))
+    assert results.find("fcn8s", "miou").value >= 0.54
+    assert fcn8s.value >= 4 * fcn32s.value
+
+
+def test_an_unknown_experiment_is_named():
+    with pytest.raises(SystemExit, match="fcn9s.*fcn32s"):
+        experiments.main(["fcn9s"])
