@@ -151,11 +151,15 @@ def _device() -> str:
 
 
 def _commit() -> str:
-    """The commit of the checkout, with a + where the tree differs from it."""
-    command = ["git", "describe", "--always", "--abbrev=10", "--dirty=+"]
-    here = Path(__file__).parent
-    run = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
-    return run.stdout.strip() or "unknown"
+    """The commit of the checkout, with a + where the package differs from it."""
+
+    def git(*arguments: str) -> subprocess.CompletedProcess:
+        here = Path(__file__).parent
+        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True)
+
+    commit = git("rev-parse", "--short=10", "HEAD").stdout.strip()
+    changed = git("diff", "--quiet", "HEAD", "--", ".", ":(exclude)results.json").returncode
+    return f"{commit}{'+' if changed else ''}" if commit else "unknown"
 
 
 def main(names: list[str]) -> None:

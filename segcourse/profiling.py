@@ -1,15 +1,17 @@
 """What a model costs and what it sees, measured on the model itself.
 
-Parameters, multiply-adds, the activations that training keeps, the receptive field, and a table
-of layers. No function changes what it measures: weights, buffers, gradients, train or eval mode,
-hooks and the random state are afterwards what they were.
+Parameters, multiply-adds, seconds, the activations that training keeps, the receptive field, and
+a table of layers. No function changes what it measures: weights, buffers, gradients, train or
+eval mode, hooks and the random state are afterwards what they were.
 
-All but `peak_memory_bytes` and `receptive_field` also work on the "meta" device, which knows
-shapes and holds no numbers. So a model can be measured that is too large for the machine.
+All but `seconds`, `peak_memory_bytes` and `receptive_field` also work on the "meta" device, which
+knows shapes and holds no numbers. So a model can be measured that is too large for the machine.
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -155,6 +157,22 @@ def peak_memory_bytes(model: nn.Module, x: Tensor) -> int:
             twin(x).float().mean().backward()
             optimizer.step()
         return torch.cuda.max_memory_allocated(x.device) - before
+
+
+def seconds(function: Callable[[], object], repeats: int = 5) -> float:
+    """Wall-clock seconds of one call: the median of `repeats`, after one that is not counted.
+
+    A GPU works on by itself, so its work is waited for.
+    """
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    times = []
+    for _ in range(repeats + 1):
+        wait()
+        began = time.perf_counter()
+        function()
+        wait()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[1:])
 
 
 def _gradient(model: nn.Module, x: Tensor) -> Tensor:

@@ -506,14 +506,15 @@ def evaluate(model: nn.Module, data: Any, *, batch_size: int = 50) -> Scores:
         return metrics.compute()
 
 
-def predict(model: nn.Module, images: Tensor) -> Tensor:
+def predict(model: nn.Module, images: Tensor, *, batch_size: int = 50) -> Tensor:
     """The label of every pixel, int64 [B,H,W], of images [B,3,H,W], on the images' device.
 
     The model runs in eval mode and gets its mode back.
     """
+    _check_counts(batch_size=batch_size)
     with _inference(model) as device:
-        labels = model(images.to(device)).argmax(dim=1).to(images.device)
-    return labels.clone()  # the original, made in inference mode, could not be edited
+        labels = [model(part.to(device)).argmax(dim=1) for part in images.split(batch_size)]
+    return torch.cat(labels).to(images.device)
 
 
 def _batches(data: Any, batch_size: int, device: torch.device) -> Iterator[Batch]:

@@ -1,8 +1,12 @@
 """The instant check of the small exercises: it must tell right from wrong, and say so."""
 
+import nbformat
 import pytest
 import torch
+import torch.nn.functional as F
+from conftest import ROOT
 
+from segcourse import metrics
 from segcourse.exercises import try_it
 
 CASES = [((torch.tensor([1.0, 2.0]),), 3.0), ((torch.tensor([-1.0]),), -1.0)]
@@ -57,3 +61,37 @@ def test_values_that_are_no_numbers_are_compared_too(capsys):
 
     try_it(upper, (("a",), "A"), (("b",), "b"))
     assert "upper: 1 of 2 cases right" in capsys.readouterr().out
+
+
+# A right answer for each small exercise of the chapters, to be put in place of the stub's `raise`.
+SOLUTIONS = {
+    ("00_pixels_and_metrics", "pix-try-iou"): """
+        union = (a | b).sum().item()
+        return (a & b).sum().item() / union if union else float("nan")""",
+    ("00_pixels_and_metrics", "pix-try-weighted"): """
+        iou = metrics.iou_per_class(matrix).nan_to_num()
+        return (matrix.sum(1) / matrix.sum() * iou).sum().item()""",
+    ("00_pixels_and_metrics", "pix-try-rim"): """
+        outside = F.pad((~mask).float()[None, None], (1, 1, 1, 1), value=1.0)
+        return mask & (F.max_pool2d(outside, 3, stride=1)[0, 0] > 0)""",
+    ("01_fcn", "fcn-try-side"): """
+        for _ in range(5):
+            n = -(-n // 2)
+        return n""",
+    ("01_fcn", "fcn-try-cost"): """
+        return c_in * c_out * k * k * h * w""",
+}
+
+
+@pytest.mark.parametrize(("chapter", "cell"), SOLUTIONS)
+def test_each_small_exercise_of_a_chapter_can_be_solved(chapter, cell, capsys):
+    notebook = nbformat.read(ROOT / "notebooks" / f"{chapter}.ipynb", as_version=4)
+    (source,) = (c.source for c in notebook.cells if c.id == cell)
+    solution = SOLUTIONS[chapter, cell].replace("\n    ", "\n").strip()
+    names = {"torch": torch, "F": F, "metrics": metrics, "try_it": try_it}
+    names["T"] = torch.rand(20, 20, generator=torch.Generator().manual_seed(0)) > 0.3
+    exec(source, dict(names))
+    assert "not attempted yet" in capsys.readouterr().out
+    exec(source.replace("raise NotImplementedError", solution), names)
+    right, _, total = capsys.readouterr().out.splitlines()[-1].split(": ")[1].split()[:3]
+    assert right == total and int(total) >= 2

@@ -1,6 +1,7 @@
 """Profiling against sums done by hand, and its promise to leave the model as it was."""
 
 import copy
+import time
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from segcourse.profiling import (
     peak_memory_bytes,
     receptive_field,
     saved_activation_bytes,
+    seconds,
     training_memory,
 )
 
@@ -315,3 +317,7 @@ def test_a_receptive_field_needs_images_and_a_map():
         receptive_field(nn.Flatten(), torch.rand(1, 3, 8, 8))
     with pytest.raises(ValueError, match="model: .*tuple"):
         receptive_field(FCN8s(2, width=1).vgg, torch.rand(1, 3, 32, 32))
+
+
+def test_seconds_are_those_of_the_call():
+    assert 0.05 <= seconds(lambda: time.sleep(0.05)) < 1

@@ -18,7 +18,7 @@ one, as in the paper: `fcn16s.load_state_dict(fcn32s.state_dict(), strict=False)
 
 **Two ways to pad.** fc6 has no padding in VGG-16, so it makes a map 6 places smaller. The paper
 pads the image by 100 pixels to make up for it (`pad_image=True`). That is little work on a
-500-pixel photograph, but a 64-pixel image becomes 262 pixels wide and costs 17 times as much.
+500-pixel photograph, but a 64-pixel image becomes 262 pixels wide, with 17 times the area.
 With `pad_image=False` fc6 pads its own input by 3 instead. The weights are the same in both ways;
 only the crops, and what a pixel near the border sees, differ.
 
