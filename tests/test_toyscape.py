@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from torch.utils.data import DataLoader
 
-from segcourse import toyscape
+from segcourse import rendering, toyscape
 from segcourse.toyscape import Toyscape, panoptic_ids, void_border
 
 
@@ -62,7 +62,7 @@ def test_size_keeps_the_layout():
 
 def test_no_two_scenes_of_the_three_splits_share_a_stream_of_random_numbers():
     tables = [
-        toyscape._uniforms(seed, split, torch.arange(3000), 4)
+        rendering._uniforms(seed, split, torch.arange(3000), 4)
         for seed in (0, 1, 2**23 - 1)
         for split in range(3)
     ]
@@ -71,7 +71,7 @@ def test_no_two_scenes_of_the_three_splits_share_a_stream_of_random_numbers():
 
 
 def test_the_random_numbers_are_uniform_and_uncorrelated():
-    u = toyscape._uniforms(0, 0, torch.arange(20000), 12)
+    u = rendering._uniforms(0, 0, torch.arange(20000), 12)
     assert u.min() >= 0 and u.max() < 1
     histogram = torch.histc(u, 20, 0, 1) / u.numel()
     assert (histogram - 0.05).abs().max() < 0.0022  # five standard deviations
@@ -113,11 +113,11 @@ def test_the_parts_of_an_item_agree_with_each_other(size, index, difficulty, spl
 
 def test_nearer_objects_hide_deeper_ones():
     """Where two frames overlap, the higher number wins: the deepest object is painted first."""
-    scenes = toyscape._sample(0, 0, torch.arange(50), 64, 0.25)
-    pairs = toyscape._bin(scenes.objects, 64)
-    _, codes = toyscape._shade(scenes.objects, pairs, 64)
+    scenes = rendering._sample(0, 0, torch.arange(50), 64, 0.25)
+    pairs = rendering._bin(scenes.objects, 64)
+    _, codes = rendering._shade(scenes.objects, pairs, 64)
     _, painted = Toyscape().render(torch.arange(50))
-    tiles = toyscape._to_tiles(painted[:, None], 8)[:, 0]
+    tiles = rendering._to_tiles(painted[:, None], 8)[:, 0]
     for tile in pairs.tile.unique().tolist():
         assert torch.equal(
             tiles[tile].clamp(min=16), codes[pairs.tile == tile].amax(0).clamp(min=16)
@@ -139,7 +139,7 @@ def test_difficulty_takes_the_hue_away():
     def hue_accuracy(difficulty):
         set_ = Toyscape(length=400, difficulty=difficulty, size=64)
         hues, labels = [], []
-        scenes = toyscape._sample(0, 0, torch.arange(400), 64, difficulty).objects
+        scenes = rendering._sample(0, 0, torch.arange(400), 64, difficulty).objects
         for colour, shape in zip(scenes.colour.flatten(0, 1), scenes.shape.flatten(), strict=True):
             high, low = colour.max(), colour.min()
             r, g, b = ((colour - low) / (high - low)).tolist()
