@@ -579,7 +579,7 @@ def _star(u, v, sharp, style, sun):
     return second, light, torch.zeros_like(u)
 
 
-_DRAW = (_round_tree, _conifer, _car, _ball, _ring, _pole, _star)
+_OUTLINES = (_round_tree, _conifer, _car, _ball, _ring, _pole, _star)
 
 
 def _shade(o: _Objects, pairs: _Pairs, size: int) -> tuple[Tensor, Tensor]:
@@ -590,49 +590,61 @@ def _shade(o: _Objects, pairs: _Pairs, size: int) -> tuple[Tensor, Tensor]:
     the object).
     """
     tile, across = _tile(size), _canvas(size) // _tile(size)
-    device = o.height.device
-    grid = torch.arange(tile, device=device) + 0.5
-    px_y, px_x = (g.flatten() for g in torch.meshgrid(grid, grid, indexing="ij"))
-    number = torch.arange(OBJECTS, device=device)
-    codes_of = _CLASS_OF.to(device)[o.shape] | (number + 1) << 4  # nearer objects: larger codes
-    upright = (1 - o.lean * o.lean).sqrt()
-    # One row of numbers for each object, gathered once for each pair.
-    single = [o.foot_x, o.foot_y, 1 / o.height, upright, o.lean, o.sun, codes_of.float()]
-    single += [o.shadow, 1 / _HALF_WIDTH.to(device)[o.shape]]
-    facts = torch.cat([torch.stack(single, 2), o.style, o.colour, o.accent], 2).flatten(0, 1)
-
-    layers = torch.empty(len(pairs.object), 4, tile * tile, device=device)
-    codes = torch.empty(len(pairs.object), tile * tile, dtype=torch.uint8, device=device)
+    facts = _facts(o).flatten(0, 1)
+    layers = facts.new_empty(len(pairs.object), 4, tile * tile)
+    codes = torch.empty(len(pairs.object), tile * tile, dtype=torch.uint8, device=facts.device)
     first = 0
-    for draw, count in zip(_DRAW, pairs.counts, strict=True):
+    for shape, count in zip(_OUTLINES, pairs.counts, strict=True):
         for start in range(first, first + count, _CHUNK):
             part = slice(start, min(start + _CHUNK, first + count))
-            fact = facts[pairs.object[part]]
             place = pairs.tile[part] % (across * across)
-            foot_x, foot_y, scale, upright, lean, sun, code, shadow, spread = fact[
-                :, :9, None
-            ].unbind(1)
-            style, colour, accent_colour = fact[:, 9:13], fact[:, 13:16], fact[:, 16:19]
-            dx = px_x + ((place % across * tile)[:, None] - foot_x)
-            dy = px_y + ((place // across * tile)[:, None] - foot_y)
-            u = (dx * (upright * scale)).addcmul_(dy, lean * scale)
-            v = (dy * (upright * scale)).addcmul_(dx, -lean * scale)
-            outside, light, accent = draw(u, v, 1 / scale, style, sun)
-
-            alpha = _cover(outside, 1 / scale)
-            codes[part] = alpha.round().mul_(code).to(torch.uint8)
-            layer = layers[part]
-            # A soft shadow lies on the ground round the foot.
-            shade = 1 - (u * spread).square_() - (v * 8.0).square_()
-            shade.clamp_(0, 1).mul_(shadow)
-            torch.mul(1 - alpha, 1 - shade, out=layer[:, 0])
-            light = light.clamp_(0.08, 1.5).mul_(alpha)
-            accent = light * accent
-            light -= accent
-            torch.mul(colour[:, :, None], light[:, None], out=layer[:, 1:])
-            layer[:, 1:].addcmul_(accent_colour[:, :, None], accent[:, None])
+            corner_px = torch.stack([place % across, place // across], 1) * tile
+            fact = facts[pairs.object[part]]
+            _paint(shape, fact, corner_px, tile, layers[part], codes[part])
         first += count
     return layers, codes
+
+
+def _facts(o: _Objects) -> Tensor:
+    """What painting needs to know of each object, in one row: [B, OBJECTS, 19]."""
+    device = o.height.device
+    number = torch.arange(1, OBJECTS + 1, device=device)
+    code = _CLASS_OF.to(device)[o.shape] | number << 4  # nearer objects have larger codes
+    upright = (1 - o.lean * o.lean).sqrt()
+    spread = 1 / _HALF_WIDTH.to(device)[o.shape]  # the shadow is as wide as the frame
+    single = [o.foot_x, o.foot_y, 1 / o.height, upright, o.lean, o.sun, code, o.shadow, spread]
+    return torch.cat([torch.stack(single, 2), o.style, o.colour, o.accent], 2)
+
+
+def _paint(
+    shape: Callable, fact: Tensor, corner_px: Tensor, tile: int, layer: Tensor, codes: Tensor
+) -> None:
+    """Paint P objects of one shape, one tile each, into `layer` [P, 4, tile²] and `codes`."""
+    foot_x, foot_y, scale, upright, lean, sun, code, shadow, spread = fact[:, :9, None].unbind(1)
+    style, colour, accent_colour = fact[:, 9:13], fact[:, 13:16], fact[:, 16:19]
+
+    # From pixels to the object's frame.
+    grid = torch.arange(tile, device=fact.device) + 0.5
+    px_y, px_x = (g.flatten() for g in torch.meshgrid(grid, grid, indexing="ij"))
+    dx = px_x + (corner_px[:, :1] - foot_x)
+    dy = px_y + (corner_px[:, 1:] - foot_y)
+    u = (dx * (upright * scale)).addcmul_(dy, lean * scale)
+    v = (dy * (upright * scale)).addcmul_(dx, -lean * scale)
+
+    outside, light, accent = shape(u, v, 1 / scale, style, sun)
+    alpha = _cover(outside, 1 / scale)
+    codes.copy_(alpha.round().mul_(code))
+
+    # A soft shadow lies on the ground round the foot.
+    shade = 1 - (u * spread).square_() - (v * 8.0).square_()
+    shade.clamp_(0, 1).mul_(shadow)
+    torch.mul(1 - alpha, 1 - shade, out=layer[:, 0])
+
+    light = light.clamp_(0.08, 1.5).mul_(alpha)
+    accent = light * accent
+    light -= accent
+    torch.mul(colour[:, :, None], light[:, None], out=layer[:, 1:])
+    layer[:, 1:].addcmul_(accent_colour[:, :, None], accent[:, None])
 
 
 # ---------------------------------------------------------------------------------------------
