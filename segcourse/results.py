@@ -137,7 +137,7 @@ def runtime(chapter: str) -> None:
             times.append(f"not yet measured on {place}")
     now = preset()
     print("Time for this chapter:", ",\n  ".join(times))
-    print(f"You run the {now.name} preset, on {now.device.type}.")
+    print(f"You run it with the {now.name} preset, on {now.device.type}.")
     if now.name != "cpu":
         print("The text describes the cpu preset; your numbers will differ.")
 
