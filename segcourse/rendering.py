@@ -10,7 +10,9 @@
 6. `_camera`     light, blur, noise, eight bits
 
 Whatever is computed for a scene is computed from its own numbers, element by element, so that it
-does not matter what else is in the batch or how many threads share the work.
+does not matter what else is in the batch or how many threads share the work. Powers of tensors are
+avoided for the same reason: torch computes the last few elements of a buffer in another way, and
+for `**` the last bit can differ.
 
 Lengths are in units of the image side unless a name ends in `px`; y points down.
 """
@@ -159,7 +161,7 @@ def _sample(seed: int, split: int, indices: Tensor, size: int, difficulty: float
     device = indices.device
     draw = _Draws(_uniforms(seed, split, indices, DRAWS))
     canvas, grid = _canvas(size), torch.arange(_canvas(size), device=device)
-    x, y = (grid + 0.5)[None] / size, (grid + 0.5)[None] / size
+    x = y = (grid + 0.5)[None] / size  # x along columns, y along rows
 
     def column(numbers):  # [B] -> [B, 1]
         return numbers[:, None]
@@ -220,9 +222,10 @@ def _sample(seed: int, split: int, indices: Tensor, size: int, difficulty: float
 
     atlas_margin = _atlas_margin(size)
     horizon_px = (horizon * size).round().long()
+    horizon_row = (canvas - horizon_px) * (canvas + atlas_margin)
     windows = torch.stack([
-        (canvas - horizon_px) * (canvas + atlas_margin) + (draw() * atlas_margin).long(),
-        (canvas - horizon_px) * (canvas + atlas_margin) + (draw() * atlas_margin).long(),
+        horizon_row + (draw() * atlas_margin).long(),
+        horizon_row + (draw() * atlas_margin).long(),
         (draw() * _noise_margin(size)).long(),
     ], 1)  # fmt: skip
 
@@ -234,10 +237,10 @@ def _sample(seed: int, split: int, indices: Tensor, size: int, difficulty: float
         pond_x=(pond_x * pond_scale)[:, None, :],
         pond_y=(pond_y * pond_scale)[:, :, None],
         bank_px=(column(draw(0.006, 0.022)) * size)[:, :, None],
-        fade=((1 - height_above) ** 1.7)[:, :, None],
+        fade=torch.exp(1.7 * torch.log((1 - height_above).clamp(min=1e-6)))[:, :, None],
         glow_x=glow_x[:, None, :],
         glow_y=glow_y[:, :, None],
-        haze=((1 - depth) ** 4 * column(draw(0.15, 0.5)))[:, :, None],
+        haze=((1 - depth).square().square() * column(draw(0.15, 0.5)))[:, :, None],
         light_x=(1 + column(draw(-0.16, 0.16)) * (2 * x - 1))[:, None, None, :],
         light_y=(1 + column(draw(-0.10, 0.14)) * (2 * y - 1))[:, None, :, None],
         stuff_colours=colours * white_balance[:, :, None],
@@ -262,12 +265,12 @@ def _sample_objects(
     k = OBJECTS
     depth = draw(0.04, 1.0, k).sort(1).values  # the nearer, the later it is painted
     count = draw(3, 10).long()
-    present = draw(0, 1, k).argsort(1) < count[:, None]
+    present = draw(0, 1, k).argsort(dim=1, stable=True) < count[:, None]
 
     shape = torch.bucketize(draw(0, 1, k), _SHARE.cumsum(0)[:-1].to(device))
     low, high = _HEIGHT.to(device)[shape].unbind(2)
     low = low * (1.15 - 0.6 * difficulty)
-    height = low * (high / low) ** draw(0, 1, k)  # log-uniform
+    height = low * torch.exp(draw(0, 1, k) * torch.log(high / low))  # log-uniform
     height = height * (0.34 + 0.66 * depth)
     floats = draw(0, 1, k) < _FLOATING.to(device)[shape]
 
@@ -350,8 +353,10 @@ def _atlases(size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     there, so that water reflects them, and turf grows coarser with the distance from it.
     """
     canvas = _canvas(size)
-    rows = ((torch.arange(2 * canvas) - canvas + 0.5) / size)[:, None]
-    columns = (torch.arange(canvas + _atlas_margin(size)) / size)[None, :]
+    # Computed on the CPU, whatever the default device, so that all devices have the same atlas.
+    cpu = torch.device("cpu")
+    rows = ((torch.arange(2 * canvas, device=cpu) - canvas + 0.5) / size)[:, None]
+    columns = (torch.arange(canvas + _atlas_margin(size), device=cpu) / size)[None, :]
     rows, columns = torch.broadcast_tensors(rows, columns)
 
     up = rows.abs() + 0.06
@@ -368,7 +373,7 @@ def _atlases(size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     )
     turf = 0.45 + 0.33 * turf
 
-    counter = torch.arange(3 * canvas * canvas + _noise_margin(size))
+    counter = torch.arange(3 * canvas * canvas + _noise_margin(size), device=cpu)
     bits = _scramble(counter + (99 << 44))
     # The sum of four uniform numbers is close enough to a normal one; scaled to unit variance.
     noise = sum((bits >> (16 * n) & 0xFFFF).float() for n in range(4)) / 65536
@@ -412,8 +417,9 @@ def _stuff(s: _Scenes, size: int) -> tuple[Tensor, Tensor]:
     torch.sub(s.bank_px, into_pond, out=bank).clamp_(0, 1).mul_(land).sub_(wet)
     torch.sub(land, wet, out=grass)
 
+    # 0 sky, 1 grass, 2 road, 3 water: road and water lie on the ground and exclude each other.
     solid, paved, flooded = ((cover > 0.5).view(torch.uint8) for cover in (ground, road, wet))
-    label = solid.add_(paved).add_(flooded, alpha=2)  # 0 sky, 1 grass, 2 road, 3 water
+    label = solid.add_(paved).add_(flooded, alpha=2)
 
     # Water shows the sky: fade, clouds and glow are mirrored at the horizon.
     torch.sub(1, ground, out=skyish).add_(wet, alpha=0.86)
@@ -483,13 +489,13 @@ def _bin(o: _Objects, size: int) -> _Pairs:
 # ---------------------------------------------------------------------------------------------
 # A shape takes coordinates u, v [P, pixels] of its frame and returns (outside, light, accent):
 # a distance in units of the height that is negative inside and true near the outline, the
-# brightness, and the share of the accent colour. `sharp` [P, 1] is the height in pixels; `style`
-# [P, 4] are random numbers to vary with, `sun` [P, 1] tells from where the light comes.
+# brightness, and the share of the accent colour. `height_px` [P, 1] makes pixels of distances;
+# `style` [P, 4] are random numbers to vary with, `sun` [P, 1] tells from where the light comes.
 
 
-def _cover(outside: Tensor, sharp: Tensor) -> Tensor:
+def _cover(outside: Tensor, height_px: Tensor) -> Tensor:
     """Coverage of a pixel from its distance to the outline: a ramp of one pixel."""
-    return (0.5 - outside * sharp).clamp_(0, 1)
+    return (0.5 - outside * height_px).clamp_(0, 1)
 
 
 def _disc(u, v, centre_v, radius):
@@ -503,15 +509,15 @@ def _saw(phase):
     return 0.25 - (phase - phase.floor()).sub_(0.5).abs_()
 
 
-def _round_tree(u, v, sharp, style, sun):
+def _round_tree(u, v, height_px, style, sun):
     lobe = torch.minimum(_disc(u.abs() - 0.13, v, -0.52, 0.22), _disc(u, v, -0.72, 0.27))
     trunk = torch.maximum(u.abs() - 0.055, v)
     trunk = torch.maximum(trunk, -0.6 - v)
     light = 0.80 + 0.30 * sun * u - 0.25 * (v + 0.6)
-    return torch.minimum(lobe, trunk), light, _cover(-lobe, sharp)
+    return torch.minimum(lobe, trunk), light, _cover(-lobe, height_px)
 
 
-def _conifer(u, v, sharp, style, sun):
+def _conifer(u, v, height_px, style, sun):
     # Two stacked triangles, each the larger of the distances to its slope and to its base.
     wide = u.abs()
     top = torch.maximum(wide * 0.93 - (v + 1.0) * 0.40, v + 0.46)
@@ -520,10 +526,10 @@ def _conifer(u, v, sharp, style, sun):
     trunk = torch.maximum(wide - 0.05, v)
     trunk = torch.maximum(trunk, -0.2 - v)
     light = 0.78 + 0.6 * sun * u + 0.35 * (v + 0.46).abs()
-    return torch.minimum(crown, trunk), light, _cover(-crown, sharp)
+    return torch.minimum(crown, trunk), light, _cover(-crown, height_px)
 
 
-def _car(u, v, sharp, style, sun):
+def _car(u, v, height_px, style, sun):
     wide = u.abs()
     body = torch.maximum(wide - 1.05, (v + 0.38).abs() - 0.24)
     body = torch.maximum(body, wide * 0.7 + (v + 0.38).abs() * 0.7 - 0.82)
@@ -533,30 +539,30 @@ def _car(u, v, sharp, style, sun):
     pane = torch.maximum(wide - (v + 0.6) * 0.35 - 0.49, (v + 0.76).abs() - 0.13)
     pane = torch.maximum(pane, 0.045 - wide)
     outside = torch.minimum(torch.minimum(body, cabin), wheel)
-    dark = _cover(wheel, sharp) - _cover(hub, sharp)
+    dark = _cover(wheel, height_px) - _cover(hub, height_px)
     light = (1.02 + 0.12 * sun * u - 0.35 * (v + 0.5)) * (1 - 0.85 * dark)
-    return outside, light, _cover(pane, sharp)
+    return outside, light, _cover(pane, height_px)
 
 
-def _ball(u, v, sharp, style, sun):
+def _ball(u, v, height_px, style, sun):
     w = v + 0.5
     light = 0.92 + 0.45 * (sun * u - 0.8 * w) - 0.5 * (u * u + w * w)
     stripes = _saw((u * style[:, :1] + w * (1 - style[:, :1])) * (3 + 3 * style[:, 1:2]))
-    stripes = _cover(stripes * 0.25, sharp)
+    stripes = _cover(stripes * 0.25, height_px)
     return _disc(u, v, -0.5, 0.5), light, stripes * (style[:, 2:3] < 0.5)
 
 
-def _ring(u, v, sharp, style, sun):
+def _ring(u, v, height_px, style, sun):
     w = v + 0.5
     outside = torch.maximum(_disc(u, v, -0.5, 0.5), -_disc(u, v, -0.5, 0.27))
     light = 0.95 + 0.35 * (sun * u - w)
-    bands = _cover(_saw((u + w) * (2 + 3 * style[:, 1:2])) * 0.3, sharp)
+    bands = _cover(_saw((u + w) * (2 + 3 * style[:, 1:2])) * 0.3, height_px)
     return outside, light, bands * (style[:, 2:3] < 0.35)
 
 
-def _pole(u, v, sharp, style, sun):
+def _pole(u, v, height_px, style, sun):
     # Never thinner than 1.2 pixels, or it would vanish from the truth.
-    half = torch.maximum(0.018 + 0.012 * style[:, :1], 0.62 / sharp)
+    half = torch.maximum(0.018 + 0.012 * style[:, :1], 0.62 / height_px)
     mast = torch.maximum(u.abs() - half, v)
     mast = torch.maximum(mast, -1 - v)
     bar = torch.maximum(u.abs() - 0.18, (v + 0.86).abs() - half * 0.8)
@@ -565,7 +571,7 @@ def _pole(u, v, sharp, style, sun):
     return torch.minimum(mast, bar), light, torch.zeros_like(u)
 
 
-def _star(u, v, sharp, style, sun):
+def _star(u, v, height_px, style, sun):
     # A pentagram is where at most one of five half planes is left, so the second largest of the
     # five distances is its distance.
     w = v + 0.5
@@ -605,8 +611,11 @@ def _shade(o: _Objects, pairs: _Pairs, size: int) -> tuple[Tensor, Tensor]:
     return layers, codes
 
 
+_FACTS = (9, 4, 3, 3)  # single numbers, style, colour, accent
+
+
 def _facts(o: _Objects) -> Tensor:
-    """What painting needs to know of each object, in one row: [B, OBJECTS, 19]."""
+    """What painting needs to know of each object, in one row: [B, OBJECTS, sum(_FACTS)]."""
     device = o.height.device
     number = torch.arange(1, OBJECTS + 1, device=device)
     code = _CLASS_OF.to(device)[o.shape] | number << 4  # nearer objects have larger codes
@@ -620,8 +629,8 @@ def _paint(
     shape: Callable, fact: Tensor, corner_px: Tensor, tile: int, layer: Tensor, codes: Tensor
 ) -> None:
     """Paint P objects of one shape, one tile each, into `layer` [P, 4, tile²] and `codes`."""
-    foot_x, foot_y, scale, upright, lean, sun, code, shadow, spread = fact[:, :9, None].unbind(1)
-    style, colour, accent_colour = fact[:, 9:13], fact[:, 13:16], fact[:, 16:19]
+    single, style, colour, accent_colour = fact.split(_FACTS, 1)
+    foot_x, foot_y, scale, upright, lean, sun, code, shadow, spread = single[..., None].unbind(1)
 
     # From pixels to the object's frame.
     grid = torch.arange(tile, device=fact.device) + 0.5
@@ -722,11 +731,18 @@ def _camera(rgb: Tensor, s: _Scenes, size: int) -> Tensor:
 # ---------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
 def render(
     seed: int, split: int, indices: Tensor, size: int, difficulty: float
 ) -> tuple[Tensor, Tensor]:
     """Images uint8 [B, 3, size, size] and codes uint8 [B, size, size], where `indices` live."""
+    # A caller's autocast would round the matrix product.
+    with torch.no_grad(), torch.autocast(indices.device.type, enabled=False):
+        return _render(seed, split, indices, size, difficulty)
+
+
+def _render(
+    seed: int, split: int, indices: Tensor, size: int, difficulty: float
+) -> tuple[Tensor, Tensor]:
     scenes = _sample(seed, split, indices, size, difficulty)
     pairs = _bin(scenes.objects, size)
     layers, codes = _shade(scenes.objects, pairs, size)

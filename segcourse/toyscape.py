@@ -6,6 +6,8 @@ else: the same scene comes out alone, in any batch, in any worker, with any numb
 `rendering.py` draws it.
 """
 
+import operator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,6 +23,20 @@ VOID = 255
 SPLITS = ("train", "val", "test")
 
 MIN_SIZE = 32
+MAX_SIZE = 512  # the textures of a size are kept in memory: about 1 GB here
+
+
+def _check_indices(indices: Tensor, length: int) -> None:
+    if not isinstance(indices, Tensor):
+        raise TypeError(f"indices: expected an int64 tensor [B], got {type(indices).__name__}")
+    if indices.dtype != torch.int64 or indices.dim() != 1 or not len(indices):
+        raise ValueError(
+            "indices: expected a non-empty int64 tensor [B]; "
+            f"got {indices.dtype} {list(indices.shape)}"
+        )
+    low, high = int(indices.min()), int(indices.max())
+    if low < 0 or high >= length:
+        raise IndexError(f"indices: expected 0 .. {length - 1}; got {low} .. {high}")
 
 
 def _unpack(images: Tensor, codes: Tensor) -> dict[str, Tensor]:
@@ -52,7 +68,10 @@ class Toyscape(Dataset):
         labels: int64 [N], classes
         masks: bool [N, H, W], visible parts
 
-    Objects that others hide completely are left out.
+    Objects that others hide completely are left out. Items differ in N, so that a DataLoader
+    needs a `collate_fn` of its own; `batch` and `prerender` are the quick way to batches.
+
+    "The same" means to the byte on one device; on a CPU the tests hold it.
     """
 
     def __init__(
@@ -66,7 +85,7 @@ class Toyscape(Dataset):
         if split not in SPLITS:
             raise ValueError(f"split: expected one of {', '.join(SPLITS)}; got {split!r}")
         for name, value, low, high in (
-            ("size", size, MIN_SIZE, 4096),
+            ("size", size, MIN_SIZE, MAX_SIZE),
             ("length", length, 1, 2**38),
             ("seed", seed, 0, 2**23 - 1),
         ):
@@ -74,8 +93,8 @@ class Toyscape(Dataset):
                 raise TypeError(f"{name}: expected an int, got {type(value).__name__} {value!r}")
             if not low <= value <= high:
                 raise ValueError(f"{name}: expected {low} .. {high}, got {value}")
-        if not 0 <= difficulty <= 1:
-            raise ValueError(f"difficulty: expected 0 .. 1, got {difficulty}")
+        if not isinstance(difficulty, (int, float)) or not 0 <= difficulty <= 1:
+            raise ValueError(f"difficulty: expected a number in 0 .. 1, got {difficulty!r}")
         self.split, self.size, self.length = split, size, length
         self.difficulty, self.seed = float(difficulty), seed
 
@@ -94,14 +113,7 @@ class Toyscape(Dataset):
         Returns images uint8 [B, 3, H, W] and codes uint8 [B, H, W]; a code is
         `class | instance << 4`, where the numbers of hidden objects are missing.
         """
-        if indices.dtype != torch.int64 or indices.dim() != 1 or not len(indices):
-            raise ValueError(
-                "indices: expected a non-empty int64 tensor [B]; "
-                f"got {indices.dtype} {list(indices.shape)}"
-            )
-        low, high = int(indices.min()), int(indices.max())
-        if low < 0 or high >= self.length:
-            raise IndexError(f"indices: expected 0 .. {self.length - 1}; got {low} .. {high}")
+        _check_indices(indices, len(self))
         split = SPLITS.index(self.split)
         return render(self.seed, split, indices, self.size, self.difficulty)
 
@@ -110,7 +122,7 @@ class Toyscape(Dataset):
         return _unpack(*self.render(indices))
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        item = {k: v[0] for k, v in self.batch(torch.tensor([int(index)])).items()}
+        item = {k: v[0] for k, v in self.batch(torch.tensor([operator.index(index)])).items()}
         numbers = torch.arange(1, int(item["instances"].max()) + 1)
         masks = item["instances"] == numbers[:, None, None]
         boxes = []
@@ -148,13 +160,12 @@ class Prerendered(Dataset):
 
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
         """Scenes `indices` int64 [B] as image [B, 3, H, W], mask and instances [B, H, W]."""
+        _check_indices(indices, len(self))
         indices = indices.to(self.images.device)
         return _unpack(self.images[indices], self.codes[indices])
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"index: expected 0 .. {len(self) - 1}; got {index}")
-        return {k: v[0] for k, v in self.batch(torch.tensor([int(index)])).items()}
+        return {k: v[0] for k, v in self.batch(torch.tensor([operator.index(index)])).items()}
 
 
 def panoptic_ids(mask: Tensor, instances: Tensor) -> Tensor:
@@ -162,10 +173,15 @@ def panoptic_ids(mask: Tensor, instances: Tensor) -> Tensor:
 
     Args: mask and instances, int64 of equal shape. Void stays `VOID`.
     """
-    if mask.shape != instances.shape:
+    for name, values in (("mask", mask), ("instances", instances)):
+        if values.dtype != torch.int64 or values.shape != mask.shape:
+            raise ValueError(
+                f"{name}: expected int64 {list(mask.shape)}, the shape of mask; "
+                f"got {values.dtype} {list(values.shape)}"
+            )
+    if instances.numel() and not 0 <= int(instances.min()) <= int(instances.max()) < 1000:
         raise ValueError(
-            f"instances: expected the shape of mask, {list(mask.shape)}; "
-            f"got {list(instances.shape)}"
+            f"instances: expected 0 .. 999; got {int(instances.min())} .. {int(instances.max())}"
         )
     return torch.where(mask == VOID, VOID, mask * 1000 + instances)
 
@@ -177,8 +193,12 @@ def void_border(mask: Tensor, width: int = 1) -> Tensor:
         mask: int64 [B, H, W] or [H, W].
         width: Chebyshev distance in pixels, at least 1.
     """
-    if width < 1:
-        raise ValueError(f"width: expected at least 1, got {width}")
+    if mask.dtype != torch.int64 or mask.dim() not in (2, 3):
+        raise ValueError(
+            f"mask: expected int64 [B, H, W] or [H, W]; got {mask.dtype} {list(mask.shape)}"
+        )
+    if not isinstance(width, int) or width < 1:
+        raise ValueError(f"width: expected a whole number of at least 1, got {width!r}")
     values = mask.float().reshape(-1, 1, *mask.shape[-2:])
     highest = F.max_pool2d(values, 2 * width + 1, stride=1, padding=width)
     lowest = -F.max_pool2d(-values, 2 * width + 1, stride=1, padding=width)

@@ -1,5 +1,7 @@
 """The data set: the same scene everywhere, exact truth, and no way to mix up the splits."""
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
@@ -101,7 +103,8 @@ def test_the_parts_of_an_item_agree_with_each_other(size, index, difficulty, spl
     assert instances.unique().tolist() in (list(range(count + 1)), list(range(1, count + 1)))
     assert item["masks"].shape == (count, size, size) and item["masks"].dtype == torch.bool
     assert torch.equal(instances > 0, mask >= len(toyscape.STUFF))
-    assert torch.equal(instances > 0, item["masks"].any(0) if count else instances > 0)
+    if count:
+        assert torch.equal(instances > 0, item["masks"].any(0))
     for number, (box, label, visible) in enumerate(
         zip(item["boxes"], item["labels"], item["masks"], strict=True), start=1
     ):
@@ -111,17 +114,85 @@ def test_the_parts_of_an_item_agree_with_each_other(size, index, difficulty, spl
         assert box.tolist() == [x.start, y.start, x.stop, y.stop]
 
 
-def test_nearer_objects_hide_deeper_ones():
-    """Where two frames overlap, the higher number wins: the deepest object is painted first."""
-    scenes = rendering._sample(0, 0, torch.arange(50), 64, 0.25)
-    pairs = rendering._bin(scenes.objects, 64)
-    _, codes = rendering._shade(scenes.objects, pairs, 64)
-    _, painted = Toyscape().render(torch.arange(50))
-    tiles = rendering._to_tiles(painted[:, None], 8)[:, 0]
-    for tile in pairs.tile.unique().tolist():
-        assert torch.equal(
-            tiles[tile].clamp(min=16), codes[pairs.tile == tile].amax(0).clamp(min=16)
-        )
+@pytest.mark.parametrize("size", [64, 100, 128])
+def test_every_number_of_a_scene_is_the_same_alone_and_in_a_batch(size):
+    """Exact, before rounding to bytes could hide a difference."""
+    together = rendering._sample(5, 0, torch.arange(200), size, 0.4)
+    for i in range(0, 200, 3):
+        alone = rendering._sample(5, 0, torch.tensor([i]), size, 0.4)
+        for part, whole in ((alone, together), (alone.objects, together.objects)):
+            for field in fields(part):
+                if field.name != "objects":
+                    one, many = getattr(part, field.name)[0], getattr(whole, field.name)[i]
+                    assert torch.equal(one, many), field.name
+
+
+def painted_slowly(scenes, size):
+    """Pictures and codes by the plain painter's algorithm: each object over the whole canvas."""
+    parts = rendering._sample(0, 0, scenes, size, 0.25)
+    rgb, label = rendering._stuff(parts, size)
+    canvas = rgb.shape[-1]
+    facts = rendering._facts(parts.objects)
+    for scene in range(len(scenes)):
+        for number in range(rendering.OBJECTS):  # the deepest first
+            if not parts.objects.present[scene, number]:
+                continue
+            layer = torch.empty(1, 4, canvas * canvas)
+            codes = torch.empty(1, canvas * canvas, dtype=torch.uint8)
+            shape = rendering._OUTLINES[parts.objects.shape[scene, number]]
+            fact, corner = facts[scene, number][None], torch.zeros(1, 2)
+            rendering._paint(shape, fact, corner, canvas, layer, codes)
+            keep, colour = layer[0, :1].view(1, canvas, canvas), layer[0, 1:].view_as(rgb[scene])
+            rgb[scene] = rgb[scene] * keep + colour
+            mine = codes[0].view(canvas, canvas)
+            label[scene] = torch.where(mine > 0, mine, label[scene])
+    return rendering._camera(rgb, parts, size), label[:, :size, :size]
+
+
+@pytest.mark.parametrize("size", [64, 100, 128])
+def test_tiles_show_what_a_plain_painter_paints(size):
+    """Every object in full, the nearer over the deeper, in the picture as in the truth."""
+    scenes = torch.arange(12)
+    pictures, codes = Toyscape(size=size).render(scenes)
+    slow_pictures, slow_codes = painted_slowly(scenes, size)
+    assert torch.equal(codes, slow_codes)
+    assert (pictures.int() - slow_pictures.int()).abs().max() <= 1  # last bits of other sums
+
+
+def test_instances_are_numbered_from_the_deepest_on():
+    scenes = Toyscape()
+    _, codes = scenes.render(torch.arange(30))
+    batch = scenes.batch(torch.arange(30))
+    for numbers, instances in zip((codes >> 4).long(), batch["instances"], strict=True):
+        raw = [n for n in numbers.unique().tolist() if n]
+        for name, number in enumerate(raw, start=1):
+            assert torch.equal(instances == name, numbers == number)
+
+
+def test_the_dial_moves_noise_and_size():
+    easy, hard = (rendering._sample(0, 0, torch.arange(300), 64, d) for d in (0.0, 1.0))
+    assert hard.noise.mean() > 4 * easy.noise.mean()
+    assert hard.objects.height.mean() < 0.9 * easy.objects.height.mean()
+    assert (hard.objects.height <= easy.objects.height + 1e-4).all()
+
+
+def test_scenes_cut_their_textures_at_different_places():
+    windows = rendering._sample(0, 0, torch.arange(50), 64, 0.25).windows
+    for column in windows.T:
+        assert len(column.unique()) > 45
+
+
+def test_a_callers_autocast_and_default_device_change_nothing():
+    plain = Toyscape(size=40).render(torch.arange(5))
+    rendering._atlases.cache_clear()
+    with torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
+        indices = torch.arange(5, device="cpu")
+        assert same_bytes(plain, Toyscape(size=40).render(indices))
+
+
+def test_shapes_have_the_classes_of_their_names():
+    classes = [toyscape.CLASSES[c] for c in rendering._CLASS_OF.tolist()]
+    assert classes == ["tree", "tree", "car", "ball", "ring", "pole", "star"]
 
 
 def test_every_class_occurs_and_shares_are_those_of_the_text():
@@ -137,7 +208,6 @@ def test_difficulty_takes_the_hue_away():
     """A classifier of mean hue alone gets worse as the dial is turned."""
 
     def hue_accuracy(difficulty):
-        set_ = Toyscape(length=400, difficulty=difficulty, size=64)
         hues, labels = [], []
         scenes = rendering._sample(0, 0, torch.arange(400), 64, difficulty).objects
         for colour, shape in zip(scenes.colour.flatten(0, 1), scenes.shape.flatten(), strict=True):
@@ -145,7 +215,6 @@ def test_difficulty_takes_the_hue_away():
             r, g, b = ((colour - low) / (high - low)).tolist()
             hues.append(np.arctan2(np.sqrt(3) * (g - b), 2 * r - g - b))
             labels.append(int(shape))
-        assert len(set_) == 400
         hues, labels = np.array(hues), np.array(labels)
         angle = np.abs((hues[:, None] - hues[None, :] + np.pi) % (2 * np.pi) - np.pi)
         np.fill_diagonal(angle, np.inf)
@@ -220,6 +289,8 @@ def test_void_border_is_what_lies_near_another_class(width):
         ({"difficulty": 1.5}, ValueError, "difficulty.*0 .. 1.*1.5"),
         ({"difficulty": float("nan")}, ValueError, "difficulty"),
         ({"seed": -1}, ValueError, "seed.*-1"),
+        ({"size": 513}, ValueError, "size.*512.*513"),
+        ({"difficulty": "hard"}, ValueError, "difficulty.*'hard'"),
     ],
 )
 def test_bad_arguments_are_named(arguments, error, words):
@@ -227,15 +298,35 @@ def test_bad_arguments_are_named(arguments, error, words):
         Toyscape(**arguments)
 
 
-def test_bad_indices_are_named():
+@pytest.mark.parametrize("prerendered", [False, True])
+def test_bad_indices_are_named(prerendered):
     scenes = Toyscape(length=5)
-    with pytest.raises(IndexError, match="indices: expected 0 .. 4; got 2 .. 5"):
-        scenes.render(torch.tensor([2, 5]))
-    with pytest.raises(ValueError, match="indices.*non-empty"):
-        scenes.render(torch.tensor([], dtype=torch.int64))
+    scenes = scenes.prerender() if prerendered else scenes
+    for indices in (torch.tensor([2, 5]), torch.tensor([-1])):
+        with pytest.raises(IndexError, match="indices: expected 0 .. 4; got"):
+            scenes.batch(indices)
+    for indices in (torch.tensor([], dtype=torch.int64), torch.ones(5, dtype=torch.bool)):
+        with pytest.raises(ValueError, match="indices: expected a non-empty int64 tensor"):
+            scenes.batch(indices)
+    with pytest.raises(TypeError, match="indices.*list"):
+        scenes.batch([0, 1])
+    with pytest.raises(TypeError):
+        scenes[1.7]
     with pytest.raises(IndexError):
         scenes[5]
-    with pytest.raises(ValueError, match="width.*0"):
-        void_border(torch.zeros(4, 4, dtype=torch.int64), 0)
-    with pytest.raises(ValueError, match="instances"):
-        panoptic_ids(torch.zeros(4, 4), torch.zeros(3, 4))
+
+
+def test_bad_masks_are_named():
+    mask = torch.zeros(4, 4, dtype=torch.int64)
+    for width in (0, 1.5):
+        with pytest.raises(ValueError, match=f"width.*{width}"):
+            void_border(mask, width)
+    for bad in (mask.float(), mask.bool(), mask[0]):
+        with pytest.raises(ValueError, match="mask: expected int64"):
+            void_border(bad)
+    with pytest.raises(ValueError, match=r"instances.*\[4, 4\].*\[3, 4\]"):
+        panoptic_ids(mask, mask[:3])
+    with pytest.raises(ValueError, match="mask.*uint8"):
+        panoptic_ids(mask.byte(), mask)
+    with pytest.raises(ValueError, match="instances: expected 0 .. 999; got 0 .. 1500"):
+        panoptic_ids(mask, mask.index_fill(0, torch.tensor([1]), 1500))
