@@ -77,6 +77,7 @@ $(SOURCE)/notebooks/%.ipynb: notebooks/%.ipynb $(PACKAGE) requirements.txt
 	@mkdir -p .running $(@D)
 	@rm -f $@
 	@cp $< .running/$*.ipynb
+	@touch .running/$*.begun
 	@echo "Executing $<"
 	@start=$$(date +%s); \
 	$(BIN)/python -m pytest --nbmake --overwrite --nbmake-timeout=600 -q --no-header \
@@ -84,6 +85,7 @@ $(SOURCE)/notebooks/%.ipynb: notebooks/%.ipynb $(PACKAGE) requirements.txt
 	|| { cat .running/$*.log; echo "FAILED: $<"; exit 1; }; \
 	echo "Executed  $< in $$(( $$(date +%s) - start )) s"
 	@mv .running/$*.ipynb $@
+	@touch -r .running/$*.begun $@ # an edit during the run makes it stale
 
 # Execution is off here: the copy already holds the outputs. Pages of notebooks that are gone
 # would stay in the copy, so that everything but the executed notebooks is made afresh.

@@ -1,7 +1,7 @@
 """The experiments behind `results.json`. `make results` runs them all, each over three seeds.
 
 An experiment is a function of a seed that trains with the settings of its chapter and returns
-scores. `python -m segcourse.experiments fcn8s` runs one of them and records it; the name of a
+a `Run`. `python -m segcourse.experiments fcn8s` runs one of them and records it; the name of a
 notebook, such as `01_fcn`, records the time that the chapter takes.
 """
 
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -37,7 +38,15 @@ def _data() -> tuple[Prerendered, Prerendered, torch.Tensor]:
     return train, val, class_weights(train, NUM_CLASSES)
 
 
-def _fcn(kind: type[nn.Module], seed: int, *, only_pool3: bool = False) -> dict[str, float]:
+@dataclass(frozen=True)
+class Run:
+    """What one run of an experiment did: its steps, and its scores by metric."""
+
+    steps: int
+    scores: dict[str, float]
+
+
+def _fcn(kind: type[nn.Module], seed: int, *, only_pool3: bool = False) -> Run:
     budget = preset()
     train, val, weights = _data()
     torch.manual_seed(seed)
@@ -49,34 +58,31 @@ def _fcn(kind: type[nn.Module], seed: int, *, only_pool3: bool = False) -> dict[
     steps = budget.steps(1000)
     fit(model, train, loss, steps, batch_size=budget.batch_size, seed=seed)
     scores = evaluate(model, val)
-    return {
-        "miou": scores.miou,
-        "boundary_iou": scores.boundary_iou,
-        "pixel_accuracy": scores.pixel_accuracy,
-    }
+    metrics = ("miou", "boundary_iou", "pixel_accuracy")
+    return Run(steps, {metric: getattr(scores, metric) for metric in metrics})
 
 
-def fcn32s(seed: int) -> dict[str, float]:
+def fcn32s(seed: int) -> Run:
     """FCN-32s with the settings of chapter 01."""
     return _fcn(FCN32s, seed)
 
 
-def fcn16s(seed: int) -> dict[str, float]:
+def fcn16s(seed: int) -> Run:
     """FCN-16s with the settings of chapter 01."""
     return _fcn(FCN16s, seed)
 
 
-def fcn8s(seed: int) -> dict[str, float]:
+def fcn8s(seed: int) -> Run:
     """FCN-8s with the settings of chapter 01."""
     return _fcn(FCN8s, seed)
 
 
-def fcn8s_only_pool3(seed: int) -> dict[str, float]:
+def fcn8s_only_pool3(seed: int) -> Run:
     """The ablation of chapter 01: FCN-8s with the scores of pool3 alone."""
     return _fcn(FCN8s, seed, only_pool3=True)
 
 
-EXPERIMENTS: tuple[Callable[[int], dict[str, float]], ...] = (
+EXPERIMENTS: tuple[Callable[[int], Run], ...] = (
     fcn32s,
     fcn16s,
     fcn8s,
@@ -100,16 +106,16 @@ def record_chapter(name: str) -> None:
     print(f"chapter {name}: {seconds:.0f} s")
 
 
-def record(experiment: Callable[[int], dict[str, float]]) -> None:
+def record(experiment: Callable[[int], Run]) -> None:
     """Run an experiment with every seed and write its records."""
     runs, seconds = [], []
     for seed in SEEDS:
         began = time.perf_counter()
         runs.append(experiment(seed))
         seconds.append(time.perf_counter() - began)
-    values = {metric: [run[metric] for run in runs] for metric in runs[0]}
+    values = {metric: [run.scores[metric] for run in runs] for metric in runs[0].scores}
     results.write([
-        make_record(experiment.__name__, metric, numbers, preset().steps(1000), seconds)
+        make_record(experiment.__name__, metric, numbers, runs[0].steps, seconds)
         for metric, numbers in values.items()
     ])  # fmt: skip
     for metric in values:

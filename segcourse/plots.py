@@ -216,6 +216,7 @@ def show_scene(image: Tensor, mask: Tensor, instances: Tensor) -> Figure:
         "instances": [colour_instances(instances)],
         "panoptic": [overlay(image, mask)],
     }
+    _labels("instances", instances, views["image"][0])  # of the size of the image
     figure = _grid(views, [np.unique(_labels("mask", mask))])
     _outline(figure.axes[-1], _labels("mask", mask) + 256 * _labels("instances", instances))
     return _close(figure)
@@ -227,6 +228,9 @@ def _grid(columns: Mapping[str, list[np.ndarray]], seen: list[np.ndarray]) -> Fi
     rows = max(sizes.values(), default=0)
     if rows == 0 or min(sizes.values()) != rows:
         raise ValueError(f"columns: expected the same number of scenes in each, got {sizes}")
+    shapes = {picture.shape for pictures in columns.values() for picture in pictures}
+    if len(shapes) > 1:
+        raise ValueError(f"columns: expected pictures of one size, got {sorted(shapes)}")
     legend = _class_legend(seen)
     legend_rows = math.ceil(len(legend) / 6)
     legend_columns = math.ceil(len(legend) / max(1, legend_rows))
@@ -384,8 +388,8 @@ def confusion_matrix(
     `matrix` holds counts [C, C]. A class that never occurs in the truth has a row of
     dashes.
     """
-    counts = matrix.matrix if isinstance(matrix, ConfusionMatrix) else matrix
-    counts = counts.cpu().double().numpy()
+    counts = _array(matrix.matrix if isinstance(matrix, ConfusionMatrix) else matrix)
+    counts = counts.astype(float)
     size = len(class_names)
     if counts.shape != (size, size):
         raise ValueError(
@@ -473,6 +477,8 @@ def heatmap(maps: Tensor | Mapping[str, Tensor], *, label: str = "") -> Figure:
         label: the quantity and its unit, beside the colour bar.
     """
     maps = maps if isinstance(maps, Mapping) else {"": maps}
+    if not maps:
+        raise ValueError("maps: expected at least one")
     arrays = {title: _array(values).astype(float) for title, values in maps.items()}
     for title, values in arrays.items():
         if values.ndim != 2 or values.size == 0:

@@ -164,6 +164,8 @@ def seconds(function: Callable[[], object], repeats: int = 5) -> float:
 
     A GPU works on by itself, so its work is waited for.
     """
+    if repeats < 1:
+        raise ValueError(f"repeats: expected at least 1; got {repeats}")
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     times = []
     for _ in range(repeats + 1):
@@ -183,8 +185,12 @@ def _gradient(model: nn.Module, x: Tensor) -> Tensor:
         found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(f"model: its output must be a map [B, C, H, W]; got {found}")
     height, width = output.shape[2:]
-    (gradient,) = torch.autograd.grad(output[:, :, height // 2, width // 2].sum(), x)
-    return gradient[0].abs().sum(dim=0)
+    if output.requires_grad:
+        centre = output[:, :, height // 2, width // 2].sum()
+        (gradient,) = torch.autograd.grad(centre, x, allow_unused=True)
+        if gradient is not None:
+            return gradient[0].abs().sum(dim=0)
+    raise ValueError("model: its output does not depend on the input")
 
 
 def _open_all_paths(model: nn.Module, generator: torch.Generator) -> None:

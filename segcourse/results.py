@@ -17,6 +17,7 @@ metric):
 """
 
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -68,14 +69,17 @@ def records() -> tuple[Record, ...]:
     """All records of `results.json`."""
     if not FILE.exists():
         return ()
-    return tuple(Record(**record) for record in json.loads(FILE.read_text()))
+    return tuple(Record(**record) for record in json.loads(FILE.read_text(encoding="utf-8")))
 
 
 def write(new: list[Record]) -> None:
     """Put records into `results.json`, in the place of older ones of the same name."""
+    records.cache_clear()  # another process may have written since
     kept = {(r.experiment, r.preset, r.metric): r for r in (*records(), *new)}
     lines = [json.dumps(asdict(kept[key]), ensure_ascii=False) for key in sorted(kept)]
-    FILE.write_text("[\n" + ",\n".join(lines) + "\n]\n")
+    unfinished = FILE.with_suffix(".part")
+    unfinished.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
+    os.replace(unfinished, FILE)
     records.cache_clear()
 
 
@@ -96,6 +100,10 @@ def compare(experiment: str, **values: float) -> None:
     `values` are scores by metric: `compare("fcn8s", miou=scores.miou)`. The expected band is
     `Record.band`.
     """
+    if unknown := set(values) - set(_POINTS):
+        raise ValueError(
+            f"values: expected {', '.join(_POINTS)}; got {', '.join(sorted(unknown))}"
+        )
     budget = preset().name
     if budget == "smoke":
         print(f"{experiment}: the smoke preset trains too briefly to compare with anything.")
@@ -178,10 +186,10 @@ def _fcn_table() -> str:
 def main(pages: list[str]) -> None:
     """Fill the pages named on the command line in place."""
     for page in map(Path, pages):
-        before = page.read_text()
+        before = page.read_text(encoding="utf-8")
         after = fill(before)
         if after != before:
-            page.write_text(after)
+            page.write_text(after, encoding="utf-8")
             print(f"filled {page}")
 
 

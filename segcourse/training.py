@@ -31,12 +31,13 @@ from tqdm import tqdm
 from segcourse.metrics import Scores, SegmentationMetrics
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 VOID = 255
 CHECKPOINT_EVERY = 100  # steps
+MOST_SKIPPED = 20  # steps in a row that half precision may skip
 CHECKPOINT_FORMAT = "segcourse.training.fit/1"
+PARTS = ("model", "average", "optimizer", "scaler")  # whose state a checkpoint holds
 ONE_ROW_PER_OBJECT = ("boxes", "labels", "masks")
 
 Batch = dict[str, Any]
@@ -139,6 +140,9 @@ def fit(
         )
     device = preset().device if device is None else torch.device(device)
     precision = _precision(device)
+    # A checkpoint holds plain Python numbers only, and a sweep may come from numpy.
+    lr, weight_decay, clip, ema = (float(x) for x in (lr, weight_decay, clip, ema))
+    seed = int(seed)
     run = dict(steps=steps, batch_size=batch_size, lr=lr, weight_decay=weight_decay, warmup=warmup)
     run |= dict(clip=clip, ema=ema, seed=seed, items=len(data), precision=str(precision))
     run |= {name: list(value.shape) for name, value in model.state_dict().items()}
@@ -150,13 +154,13 @@ def fit(
     average = copy.deepcopy(model)
     optimizer = torch.optim.AdamW(weights, lr, weight_decay=weight_decay, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
-    parts = {"model": model, "average": average, "optimizer": optimizer, "scaler": scaler}
+    parts = dict(zip(PARTS, (model, average, optimizer, scaler), strict=True))
     history = History(label or type(model).__name__, batch_size)
     if saved:
         for name, part in parts.items():
             part.load_state_dict(saved[name])
         history = History(**saved["history"] | {"label": history.label})
-    start = len(history.losses)
+    start, skipped = len(history.losses), 0
     shown = _shows_bar()
     # Not tqdm.auto, which warns where ipywidgets is missing; not stderr, which notebooks tint.
     bar = tqdm(desc=history.label, total=steps, initial=start, file=sys.stdout, disable=not shown)
@@ -180,7 +184,9 @@ def fit(
                 scaler.scale(value).backward()
                 scaler.unscale_(optimizer)
                 norm = nn.utils.clip_grad_norm_(weights, clip)
-                if not scaler.is_enabled():  # a GradScaler skips the step by itself
+                # A GradScaler skips a step that overflows and lowers its scale, but not for ever.
+                skipped = skipped + 1 if scaler.is_enabled() and not norm.isfinite() else 0
+                if not scaler.is_enabled() or skipped > MOST_SKIPPED:
                     _check_finite("gradient", norm.item(), step, rate)
                 scaler.step(optimizer)
                 scaler.update()
@@ -348,6 +354,8 @@ def _read_checkpoint(path: Path, run: dict[str, Any]) -> dict[str, Any]:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(saved, dict) or saved.get("format") != CHECKPOINT_FORMAT:
             raise ValueError("fit did not write it")
+        if missing := {"run", "history", *PARTS} - set(saved):
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
@@ -396,19 +404,12 @@ class History:
             f"{self.seconds:.1f} s, loss {smooth[0]:.2f} -> {smooth[-1]:.2f}"
         )
 
-    def plot(self, ax: Axes | None = None) -> Figure:
-        """Draw the loss of each step and, over it, the smoothed loss; return the figure."""
-        import matplotlib.pyplot as plt  # only a reader of curves waits for this import
+    def plot(self) -> Figure:
+        """Draw the loss of each step as a faint line and a running mean over it."""
+        from segcourse.plots import curves  # only a reader of curves waits for matplotlib
 
-        if ax is None:
-            figure, ax = plt.subplots(figsize=(6, 3), layout="constrained")
-            plt.close(figure)  # a notebook shows a returned figure once, an open one twice
-        steps = range(1, len(self.losses) + 1)
-        ax.plot(steps, self.losses, color="0.75", linewidth=0.8, label="each step")
-        ax.plot(steps, self.smoothed(), color="#0072B2", linewidth=1.8, label="smoothed")
-        ax.set(xlabel="step", ylabel="loss", title=self.label)
-        ax.legend(frameon=False)
-        return ax.figure
+        window = max(1, min(25, len(self.losses) // 4))
+        return curves({self.label: self.losses}, ylabel="loss", smooth=window)
 
 
 def _fetch(data: Any, indices: Tensor, device: torch.device) -> Batch:
@@ -512,6 +513,8 @@ def predict(model: nn.Module, images: Tensor, *, batch_size: int = 50) -> Tensor
     The model runs in eval mode and gets its mode back.
     """
     _check_counts(batch_size=batch_size)
+    if images.ndim != 4 or not len(images):
+        raise ValueError(f"images: expected [B,3,H,W] with B >= 1; found {list(images.shape)}")
     with _inference(model) as device:
         labels = [model(part.to(device)).argmax(dim=1) for part in images.split(batch_size)]
     return torch.cat(labels).to(images.device)

@@ -55,6 +55,17 @@ def test_nan_is_right_only_where_nan_is_expected(capsys):
     assert "[x] case 1" in printed and "[ ] case 2: got nan" in printed
 
 
+def test_integers_must_be_equal_and_arguments_may_be_changed(capsys):
+    def almost(x):
+        x += 1
+        return 884_786
+
+    ones = torch.ones(2)
+    try_it(almost, ((ones,), 884_736), ((ones,), 884_786))
+    printed = capsys.readouterr().out
+    assert "almost: 1 of 2 cases right" in printed and ones.tolist() == [1, 1]
+
+
 def test_values_that_are_no_numbers_are_compared_too(capsys):
     def upper(word):
         return word.upper()

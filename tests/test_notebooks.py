@@ -6,12 +6,16 @@ that has exactly that fault.
 
 import re
 from collections import Counter
+from contextlib import redirect_stdout
+from io import StringIO
 
 import nbformat
 import pytest
 from address import address
 from conftest import NOTEBOOKS, ROOT
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from segcourse import results
 
 # The one place where the set-up cell stands; {url} is the course's address.
 SETUP = """\
@@ -258,6 +262,14 @@ def good():
     return new_notebook(cells=cells, metadata={"kernelspec": dict(KERNEL)})
 
 
+def runtime_line():
+    """What every chapter prints first, by the function that prints it."""
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as printed:
+        patch.setenv("SEGCOURSE_PRESET", "cpu")
+        results.runtime("any")
+    return printed.getvalue()
+
+
 def good_run():
     """The same, executed."""
     nb = good()
@@ -265,7 +277,7 @@ def good_run():
         cell.execution_count = count
     nb.cells[-1].outputs = [
         new_output("display_data", data={"image/png": ""}),
-        new_output("stream", name="stdout", text="You run it with the cpu preset."),
+        new_output("stream", name="stdout", text=runtime_line()),
     ]
     return nb
 

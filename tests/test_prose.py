@@ -28,10 +28,15 @@ UNITS = (
     r"m?IoU|times|fold|fps|(images|scenes|steps) (per|a) second|"
     r"(thousand|million|billion|[kMG])? ?(parameters|weights|multiply-adds|FLOPs|MACs))"
 )
+NUMBERS = "two|three|four|five|six|seven|eight|nine|ten|twenty|fifty|ninety|a hundred"
 RESULTS = [
     r"(?<![\w.])\d+\.\d+(?!\w|\.\d)",
     r"\d\s?(%|percent\b|per cent\b)",
     rf"(?<![\w.])(?<![A-Za-z]-)\d[\d,.]*[\s-]?{UNITS}(?!\w)",  # but not FCN-8s
+    r"IoU(:| of| is| was| rises to| falls to| from| reaches)? \d",
+    r"\d[\s-](percent|per cent)\b",
+    r"(?<![\w.])\.\d",
+    rf"\b({NUMBERS})\s(percent|per cent|times (better|faster|more|less|worse)\b)",
     r"\d\s?(x|×)\s(as|faster|slower|more|less|fewer|larger|smaller|better|worse)\b",
 ]
 
@@ -59,6 +64,11 @@ def typed_results(text):
         "This needs 1,024 MiB.",
         "The boundary is 3 points better.",
         "57 mIoU",
+        "It reaches an mIoU of 57.",
+        "Its mIoU rises to 57.",
+        "A 57-percent gain.",
+        "An accuracy of .57.",
+        "It is three times better.",
         "It is 4 times better.",
         "It is 2x faster.",
         "It renders 1200 images per second.",

@@ -113,3 +113,11 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
     modules = (ROOT / "segcourse").rglob("*.py")
     data = (ROOT / "segcourse").rglob("*.json")
     assert held == {p.relative_to(ROOT).as_posix() for p in [*modules, *data]}
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_what_a_page_links_to_in_the_tree_exists(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    targets = re.findall(r"\]\(([^)#]+)|src=\"([^\"]+)\"", text)
+    local = [a or b for a, b in targets if "://" not in a + b]
+    assert [path for path in local if not (ROOT / path).exists()] == []
