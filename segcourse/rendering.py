@@ -156,99 +156,125 @@ class _Objects:
     sun: Tensor  # -1 (light from the left) to 1
 
 
+def _column(numbers: Tensor) -> Tensor:
+    """[B] -> [B, 1], to meet rows or columns of pixels [1, N]."""
+    return numbers[:, None]
+
+
 def _sample(seed: int, split: int, indices: Tensor, size: int, difficulty: float) -> _Scenes:
     """Decide everything about the scenes `indices` [B]."""
-    device = indices.device
     draw = _Draws(_uniforms(seed, split, indices, DRAWS))
-    canvas, grid = _canvas(size), torch.arange(_canvas(size), device=device)
-    x = y = (grid + 0.5)[None] / size  # x along columns, y along rows
+    canvas = _canvas(size)
+    x = y = (torch.arange(canvas, device=indices.device) + 0.5)[None] / size  # columns, rows
 
-    def column(numbers):  # [B] -> [B, 1]
-        return numbers[:, None]
-
-    # Ground: a rolling horizon.
     horizon = draw(0.20, 0.44)
     roll, waves, phase = draw(0.0, 0.022, 2), draw(2, 11, 2), draw(0, 2 * math.pi, 2)
     hills = (roll[..., None] * torch.sin(waves[..., None] * x + phase[..., None])).sum(1)
-    depth = ((y - column(horizon)) / (1 - column(horizon))).clamp(0)  # 0 horizon, 1 bottom edge
+    # On the ground: 0 at the horizon, 1 at the bottom edge.
+    depth = ((y - _column(horizon)) / (1 - _column(horizon))).clamp(0)
 
-    # Road: from a vanishing point to the bottom edge, with dashes evenly spaced on the ground.
-    vanish, bottom, bend = draw(0.2, 0.8), draw(-0.1, 1.1), draw(-0.5, 0.5)
-    half, has_road = draw(0.12, 0.30), draw() < 0.78
-
-    def road_at(depth: Tensor) -> tuple[Tensor, Tensor]:
-        """Centre and half width at depths [B, N]; the half width is negative without a road."""
-        centre = column(vanish) + column(bottom - vanish) * depth
-        centre = centre + column(bend) * depth * (1 - depth)
-        return centre, torch.where(column(has_road), column(half) * depth + 0.004, -1.0)
-
+    road_at = _sample_road(draw)
     road_centre, road_half = road_at(depth)
-    dash = ((column(draw(0.5, 0.9)) / (depth + 0.05) + column(draw())) % 1.0) < 0.55
-
-    # Pond: a wavy oval, the set where one function of x plus one function of y is negative.
-    pond_at, pond_depth = draw(0, 1), draw(0.18, 0.75)
-    pond_a, pond_b, has_pond = draw(0.24, 0.56), draw(0.08, 0.23), draw() < 0.70
-    pond_row = horizon + (1 - horizon) * pond_depth
-    wobble = 0.30 * torch.sin(column(draw(8, 18)) * x + column(draw(0, 6.3)))
-    pond_x = ((x - column(pond_at)) / column(pond_a)) ** 2 + wobble - 1
-    wobble = 0.25 * torch.sin(column(draw(14, 26)) * y + column(draw(0, 6.3)))
-    pond_y = ((y - column(pond_row)) / column(pond_b)) ** 2 + wobble
-    pond_y = torch.where(column(has_pond), pond_y, 1e3)
-    pond_scale = column((pond_a * pond_b).sqrt() / 2) * size  # from function value to pixels
-
-    # Light and sky.
-    sun_x, sun_y = draw(-0.1, 1.1), horizon * draw(0.1, 0.9)
-    sky, sky_u = _pick(_SKIES.to(device), draw()), draw(0.85, 1.08)
-    meadow, meadow_u = _pick(_MEADOWS.to(device), draw()), draw(0.8, 1.12)
-    height_above = ((y - column(horizon)).abs() / column(horizon)).clamp(0, 1)
-    glow_width = column(draw(0.10, 0.30))
-    glow_x = torch.exp(-(((x - column(sun_x)) / glow_width) ** 2))
-    mirrored = column(horizon) - (y - column(horizon)).abs()
-    glow_y = torch.exp(-(((mirrored - column(sun_y)) / glow_width) ** 2))
-
+    # Dashes of equal length on the ground: even in 1 / depth.
+    dash = ((_column(draw(0.5, 0.9)) / (depth + 0.05) + _column(draw())) % 1.0) < 0.55
+    pond_x, pond_y = _sample_pond(draw, x, y, horizon, size)
+    sun_x, fade, glow_x, glow_y, sky, meadow = _sample_sky(draw, x, y, horizon)
     white_balance = 255 * (1 + draw(-0.06, 0.06, 3))
-    zenith, low_sky = sky[:, 0] * column(sky_u), sky[:, 1] * column(sky_u)
-    lush, dry = meadow[:, 0] * column(meadow_u), meadow[:, 1] * column(meadow_u)
-    asphalt = column(draw(0.30, 0.50)) * torch.tensor([1.0, 0.98, 1.02], device=device)
-    paint = torch.tensor([0.92, 0.90, 0.84], device=device)
-    glow = column(draw(0.05, 0.45)) * torch.tensor([1.0, 0.92, 0.70], device=device)
-    cloud = column(draw(0.15, 0.75)) * (1.0 - low_sky * 0.75)
-    murk = torch.tensor([-0.10, -0.05, 0.01], device=device) * column(draw(0.6, 1.6))
-    mud = lush * 0.42
-    # In the order of the planes in `_stuff`.
-    colours = [zenith, low_sky - zenith, cloud, glow, lush, dry - lush, low_sky - lush,
-               asphalt, paint - asphalt, asphalt * 0.5, murk, mud - lush]  # fmt: skip
-    colours = torch.stack([c.expand(len(indices), 3) for c in colours], 2)
-
-    atlas_margin = _atlas_margin(size)
-    horizon_px = (horizon * size).round().long()
-    horizon_row = (canvas - horizon_px) * (canvas + atlas_margin)
-    windows = torch.stack([
-        horizon_row + (draw() * atlas_margin).long(),
-        horizon_row + (draw() * atlas_margin).long(),
-        (draw() * _noise_margin(size)).long(),
-    ], 1)  # fmt: skip
 
     return _Scenes(
-        ridge_px=((column(horizon) + hills) * size)[:, None, :],
+        stuff_colours=_sample_colours(draw, sky, meadow) * white_balance[:, :, None],
+        windows=_sample_windows(draw, horizon, size),
+        ridge_px=((_column(horizon) + hills) * size)[:, None, :],
         road_centre_px=(road_centre * size)[:, :, None],
         road_half_px=(road_half * size)[:, :, None] + 0.5,
         dash_half_px=torch.where(dash, road_half * size * 0.06, -1.0)[:, :, None] + 0.25,
-        pond_x=(pond_x * pond_scale)[:, None, :],
-        pond_y=(pond_y * pond_scale)[:, :, None],
-        bank_px=(column(draw(0.006, 0.022)) * size)[:, :, None],
-        fade=torch.exp(1.7 * torch.log((1 - height_above).clamp(min=1e-6)))[:, :, None],
+        pond_x=pond_x[:, None, :],
+        pond_y=pond_y[:, :, None],
+        bank_px=(_column(draw(0.006, 0.022)) * size)[:, :, None],
+        fade=fade[:, :, None],
         glow_x=glow_x[:, None, :],
         glow_y=glow_y[:, :, None],
-        haze=((1 - depth).square().square() * column(draw(0.15, 0.5)))[:, :, None],
-        light_x=(1 + column(draw(-0.16, 0.16)) * (2 * x - 1))[:, None, None, :],
-        light_y=(1 + column(draw(-0.10, 0.14)) * (2 * y - 1))[:, None, :, None],
-        stuff_colours=colours * white_balance[:, :, None],
-        windows=windows,
+        haze=((1 - depth).square().square() * _column(draw(0.15, 0.5)))[:, :, None],
+        light_x=(1 + _column(draw(-0.16, 0.16)) * (2 * x - 1))[:, None, None, :],
+        light_y=(1 + _column(draw(-0.10, 0.14)) * (2 * y - 1))[:, None, :, None],
         blur=draw(0.03, 0.17)[:, None, None, None],
         noise=(draw(1.5, 4.0) * (0.5 + 2.5 * difficulty))[:, None, None, None],
         objects=_sample_objects(draw, horizon, road_at, sun_x, white_balance, size, difficulty),
     )
+
+
+def _sample_road(draw: _Draws) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """A road from a vanishing point to the bottom edge, as a function of the depth."""
+    vanish, bottom, bend = draw(0.2, 0.8), draw(-0.1, 1.1), draw(-0.5, 0.5)
+    half, exists = draw(0.12, 0.30), draw() < 0.78
+
+    def road_at(depth: Tensor) -> tuple[Tensor, Tensor]:
+        """Centre and half width at depths [B, N]; the half width is negative without a road."""
+        centre = _column(vanish) + _column(bottom - vanish) * depth
+        centre = centre + _column(bend) * depth * (1 - depth)
+        return centre, torch.where(_column(exists), _column(half) * depth + 0.004, -1.0)
+
+    return road_at
+
+
+def _sample_pond(
+    draw: _Draws, x: Tensor, y: Tensor, horizon: Tensor, size: int
+) -> tuple[Tensor, Tensor]:
+    """A wavy oval, where a function of x plus a function of y is negative: [B, W] and [B, H].
+
+    Near the shore the sum is about the distance to it, in pixels.
+    """
+    at, depth = draw(0, 1), draw(0.18, 0.75)
+    a, b, exists = draw(0.24, 0.56), draw(0.08, 0.23), draw() < 0.70
+    row = horizon + (1 - horizon) * depth
+    wobble = 0.30 * torch.sin(_column(draw(8, 18)) * x + _column(draw(0, 6.3)))
+    along_x = ((x - _column(at)) / _column(a)).square() + wobble - 1
+    wobble = 0.25 * torch.sin(_column(draw(14, 26)) * y + _column(draw(0, 6.3)))
+    along_y = ((y - _column(row)) / _column(b)).square() + wobble
+    along_y = torch.where(_column(exists), along_y, 1e3)
+    scale = _column((a * b).sqrt() / 2) * size
+    return along_x * scale, along_y * scale
+
+
+def _sample_sky(draw: _Draws, x: Tensor, y: Tensor, horizon: Tensor) -> tuple[Tensor, ...]:
+    """Sun [B], fade [B, H], glow [B, W] and [B, H], colours of sky and meadow [B, 2, 3]."""
+    sun_x, sun_y = draw(-0.1, 1.1), horizon * draw(0.1, 0.9)
+    sky = _pick(_SKIES.to(x.device), draw()) * draw(0.85, 1.08)[:, None, None]
+    meadow = _pick(_MEADOWS.to(x.device), draw()) * draw(0.8, 1.12)[:, None, None]
+    above = (y - _column(horizon)).abs()  # mirrored below the horizon, for the water
+    fade = torch.exp(1.7 * torch.log((1 - above / _column(horizon)).clamp(min=1e-6)))
+    width = _column(draw(0.10, 0.30))
+    glow_x = torch.exp(-((x - _column(sun_x)) / width).square())
+    mirrored = _column(horizon) - above
+    glow_y = torch.exp(-((mirrored - _column(sun_y)) / width).square())
+    return sun_x, fade, glow_x, glow_y, sky, meadow
+
+
+def _sample_colours(draw: _Draws, sky: Tensor, meadow: Tensor) -> Tensor:
+    """What each plane of `_stuff` adds to the picture, in its order: [B, 3, planes]."""
+    (zenith, low_sky), (lush, dry) = sky.unbind(1), meadow.unbind(1)
+
+    def tinted(strength: Tensor, *rgb: float) -> Tensor:
+        return _column(strength) * torch.tensor(rgb, device=sky.device)
+
+    asphalt = tinted(draw(0.30, 0.50), 1.0, 0.98, 1.02)
+    paint = torch.tensor([0.92, 0.90, 0.84], device=sky.device)
+    glow = tinted(draw(0.05, 0.45), 1.0, 0.92, 0.70)
+    cloud = _column(draw(0.15, 0.75)) * (1.0 - low_sky * 0.75)
+    murk = tinted(draw(0.6, 1.6), -0.10, -0.05, 0.01)
+    mud = lush * 0.42
+    colours = [zenith, low_sky - zenith, cloud, glow, lush, dry - lush, low_sky - lush,
+               asphalt, paint - asphalt, asphalt * 0.5, murk, mud - lush]  # fmt: skip
+    return torch.stack(colours, 2)
+
+
+def _sample_windows(draw: _Draws, horizon: Tensor, size: int) -> Tensor:
+    """Where clouds, turf and sensor noise are cut from their atlases: [B, 3] int64."""
+    canvas, margin = _canvas(size), _atlas_margin(size)
+    horizon_row = (canvas - (horizon * size).round().long()) * (canvas + margin)
+    clouds, turf = ((draw() * margin).long() for _ in range(2))
+    noise = (draw() * _noise_margin(size)).long()
+    return torch.stack([horizon_row + clouds, horizon_row + turf, noise], 1)
 
 
 def _sample_objects(

@@ -165,10 +165,15 @@ def fill(page: str) -> str:
 
     def text(match: re.Match) -> str:
         key = match["key"]
-        body = f"\n{_fcn_table()}\n" if key == "fcn-table" else find(*key.rsplit(" ", 1)).text()
+        body = f"\n{_fcn_table()}\n" if key == "fcn-table" else _find_by_key(key).text()
         return match[1] + body + match[3]
 
     return _MARKED.sub(text, page)
+
+
+def _find_by_key(key: str) -> Record:
+    experiment, _, metric = key.rpartition(" ")
+    return find(experiment, metric)
 
 
 def _fcn_table() -> str:
