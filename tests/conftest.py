@@ -2,8 +2,13 @@
 
 from pathlib import Path
 
+import hypothesis
 import nbformat
 import pytest
+
+# No time limit for an example: machines that share their cores would fail at random.
+hypothesis.settings.register_profile("course", deadline=None)
+hypothesis.settings.load_profile("course")
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
