@@ -258,16 +258,20 @@ def _check_batch(prediction: Tensor, target: Tensor, num_classes: int, ignore_in
         raise ValueError(
             f"prediction: expected the device of target, {target.device}, got {prediction.device}"
         )
-    _check_labels("prediction", prediction, num_classes, "")
-    known = target[target != ignore_index]
-    _check_labels("target", known, num_classes, f" or be {ignore_index} (void)")
+    check_labels("prediction", prediction, num_classes)
+    check_labels("target", target, num_classes, ignore_index)
 
 
-def _check_labels(name: str, labels: Tensor, num_classes: int, also: str) -> None:
-    wrong = labels[(labels < 0) | (labels >= num_classes)]
-    if wrong.numel():
+def check_labels(name: str, labels: Tensor, num_classes: int, void: int | None = None) -> None:
+    """Raise ValueError unless every label is a class or, where that is allowed, void."""
+    wrong = (labels < 0) | (labels >= num_classes)
+    if void is not None:
+        wrong &= labels != void
+    if wrong.any():
+        also = "" if void is None else f" or be {void} (void)"
         raise ValueError(
-            f"{name}: labels must lie in 0..{num_classes - 1}{also}; found {wrong[0].item()}"
+            f"{name}: labels must lie in 0..{num_classes - 1}{also}; "
+            f"found {labels[wrong][0].item()}"
         )
 
 

@@ -177,15 +177,9 @@ def _find_by_key(key: str) -> Record:
 
 
 def _fcn_table() -> str:
-    lines = [
-        "",
-        "| model | mIoU | boundary IoU | pixel accuracy |",
-        "| --- | ---: | ---: | ---: |",
-    ]
-    for experiment, name in (("fcn32s", "FCN-32s"), ("fcn16s", "FCN-16s"), ("fcn8s", "FCN-8s")):
-        cells = [find(experiment, metric).text() for metric in _POINTS]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join([*lines, ""])
+    rows = scores({"fcn32s": "FCN-32s", "fcn16s": "FCN-16s", "fcn8s": "FCN-8s"})
+    head, *body = (f"| {' | '.join(row)} |" for row in [["model", *_POINTS.values()], *rows])
+    return "\n".join(["", head, "| --- | ---: | ---: | ---: |", *body, ""])
 
 
 def main(pages: list[str]) -> None:

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from segcourse.metrics import Scores, SegmentationMetrics
+from segcourse.metrics import Scores, SegmentationMetrics, check_labels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -453,22 +453,17 @@ def pixel_loss(function: Callable[..., Tensor], **kwargs: Any) -> Loss:
                 "mask: must be [B,H,W] for logits [B,C,H,W]; "
                 f"found {list(mask.shape)} for {list(logits.shape)}"
             )
-        _check_labels(mask, logits.shape[1])
+        _check_mask(mask, logits.shape[1])
         options = {name: _to(value, logits.device) for name, value in kwargs.items()}
         return function(logits.float(), mask, **options)
 
     return loss
 
 
-def _check_labels(mask: Tensor, num_classes: int) -> None:
+def _check_mask(mask: Tensor, num_classes: int) -> None:
     if mask.dtype != torch.int64:
         raise ValueError(f"mask: must be int64; found {mask.dtype}")
-    wrong = (mask != VOID) & ((mask < 0) | (mask >= num_classes))
-    if wrong.any():
-        raise ValueError(
-            f"mask: labels must lie in 0..{num_classes - 1} or be {VOID} (void); "
-            f"found {mask[wrong][0].item()}"
-        )
+    check_labels("mask", mask, num_classes, VOID)
 
 
 def class_weights(data: Any, num_classes: int, *, batch_size: int = 50) -> Tensor:
@@ -481,7 +476,7 @@ def class_weights(data: Any, num_classes: int, *, batch_size: int = 50) -> Tenso
     _check_counts(num_classes=num_classes, batch_size=batch_size)
     counts = torch.zeros(num_classes, dtype=torch.int64)
     for batch in _batches(data, batch_size, torch.device("cpu")):
-        _check_labels(batch["mask"], num_classes)
+        _check_mask(batch["mask"], num_classes)
         mask = batch["mask"]
         counts += torch.bincount(mask[mask != VOID], minlength=num_classes)
     if counts.sum() == 0:
