@@ -161,7 +161,9 @@ def _column(numbers: Tensor) -> Tensor:
     return numbers[:, None]
 
 
-def _sample(seed: int, split: int, indices: Tensor, size: int, difficulty: float) -> _Scenes:
+def _sample(
+    seed: int, split: int, indices: Tensor, size: int, difficulty: float, star_size: float
+) -> _Scenes:
     """Decide everything about the scenes `indices` [B]."""
     draw = _Draws(_uniforms(seed, split, indices, DRAWS))
     canvas = _canvas(size)
@@ -199,7 +201,9 @@ def _sample(seed: int, split: int, indices: Tensor, size: int, difficulty: float
         light_y=(1 + _column(draw(-0.10, 0.14)) * (2 * y - 1))[:, None, :, None],
         blur=draw(0.03, 0.17)[:, None, None, None],
         noise=(draw(1.5, 4.0) * (0.5 + 2.5 * difficulty))[:, None, None, None],
-        objects=_sample_objects(draw, horizon, road_at, sun_x, white_balance, size, difficulty),
+        objects=_sample_objects(
+            draw, horizon, road_at, sun_x, white_balance, size, difficulty, star_size
+        ),
     )
 
 
@@ -285,6 +289,7 @@ def _sample_objects(
     white_balance: Tensor,
     size: int,
     difficulty: float,
+    star_size: float,
 ) -> _Objects:
     """Decide kind, place, size and colour of every object."""
     device = horizon.device
@@ -298,6 +303,7 @@ def _sample_objects(
     low = low * (1.15 - 0.6 * difficulty)
     height = low * torch.exp(draw(0, 1, k) * torch.log(high / low))  # log-uniform
     height = height * (0.34 + 0.66 * depth)
+    height = torch.where(shape == 6, star_size * height, height)
     floats = draw(0, 1, k) < _FLOATING.to(device)[shape]
 
     ground = horizon[:, None] + (1.06 - horizon[:, None]) * depth
@@ -758,18 +764,18 @@ def _camera(rgb: Tensor, s: _Scenes, size: int) -> Tensor:
 
 
 def render(
-    seed: int, split: int, indices: Tensor, size: int, difficulty: float
+    seed: int, split: int, indices: Tensor, size: int, difficulty: float, star_size: float
 ) -> tuple[Tensor, Tensor]:
     """Images uint8 [B, 3, size, size] and codes uint8 [B, size, size], where `indices` live."""
     # A caller's autocast would round the matrix product.
     with torch.no_grad(), torch.autocast(indices.device.type, enabled=False):
-        return _render(seed, split, indices, size, difficulty)
+        return _render(seed, split, indices, size, difficulty, star_size)
 
 
 def _render(
-    seed: int, split: int, indices: Tensor, size: int, difficulty: float
+    seed: int, split: int, indices: Tensor, size: int, difficulty: float, star_size: float
 ) -> tuple[Tensor, Tensor]:
-    scenes = _sample(seed, split, indices, size, difficulty)
+    scenes = _sample(seed, split, indices, size, difficulty, star_size)
     pairs = _bin(scenes.objects, size)
     layers, codes = _shade(scenes.objects, pairs, size)
     block = len(indices)

@@ -1,7 +1,7 @@
 """Toyscape: an endless set of small landscapes with exact truth, made for learning segmentation.
 
 A scene holds four kinds of *stuff* (sky, grass, road, water) and six kinds of *things* (tree, car,
-ball, ring, pole, star). It is a function of (seed, split, index, size, difficulty) and of nothing
+ball, ring, pole, star). It is a function of its index and the settings of the set, and of nothing
 else: the same scene comes out alone, in any batch, in any worker, with any number of threads.
 `rendering.py` draws it.
 """
@@ -51,7 +51,7 @@ def _unpack(images: Tensor, codes: Tensor) -> dict[str, Tensor]:
 
 
 class Toyscape(Dataset):
-    """The data set. Scene i is a function of (seed, split, i, size, difficulty) alone.
+    """The data set. Scene i is a function of its index and the settings alone.
 
     Args:
         split: "train", "val" or "test"; no scene belongs to two of them.
@@ -59,6 +59,7 @@ class Toyscape(Dataset):
         length: number of scenes. Scene i does not depend on it.
         difficulty: 0 (a class keeps to its hue, little noise, no tiny object) to 1.
         seed: another seed is another world, 0 .. 2**23 - 1.
+        star_size: makes stars, the rarest class, so many times as tall, 1 to 3.
 
     An item is a dict:
         image: float32 [3, H, W] in 0..1
@@ -81,6 +82,7 @@ class Toyscape(Dataset):
         length: int = 2000,
         difficulty: float = 0.25,
         seed: int = 0,
+        star_size: float = 1.0,
     ):
         if split not in SPLITS:
             raise ValueError(f"split: expected one of {', '.join(SPLITS)}; got {split!r}")
@@ -95,13 +97,15 @@ class Toyscape(Dataset):
                 raise ValueError(f"{name}: expected {low} .. {high}, got {value}")
         if not isinstance(difficulty, (int, float)) or not 0 <= difficulty <= 1:
             raise ValueError(f"difficulty: expected a number in 0 .. 1, got {difficulty!r}")
+        if not isinstance(star_size, (int, float)) or not 1 <= star_size <= 3:
+            raise ValueError(f"star_size: expected a number in 1 .. 3, got {star_size!r}")
         self.split, self.size, self.length = split, size, length
-        self.difficulty, self.seed = float(difficulty), seed
+        self.difficulty, self.seed, self.star_size = float(difficulty), seed, float(star_size)
 
     def __repr__(self) -> str:
         return (
             f"Toyscape(split={self.split!r}, size={self.size}, length={self.length}, "
-            f"difficulty={self.difficulty}, seed={self.seed})"
+            f"difficulty={self.difficulty}, seed={self.seed}, star_size={self.star_size})"
         )
 
     def __len__(self) -> int:
@@ -115,7 +119,7 @@ class Toyscape(Dataset):
         """
         _check_indices(indices, len(self))
         split = SPLITS.index(self.split)
-        return render(self.seed, split, indices, self.size, self.difficulty)
+        return render(self.seed, split, indices, self.size, self.difficulty, self.star_size)
 
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
         """Render a batch: image [B, 3, H, W], mask and instances [B, H, W], as in an item."""

@@ -56,6 +56,18 @@ def test_length_does_not_change_a_scene_but_seed_split_and_difficulty_do():
         assert not torch.equal(first, other.render(index)[0]), other
 
 
+def test_star_size_makes_stars_taller_and_nothing_else():
+    indices = torch.arange(400)
+    usual, large = (
+        Toyscape(size=96, star_size=factor).batch(indices)["mask"] for factor in (1.0, 1.5)
+    )
+    star = toyscape.CLASSES.index("star")
+    was_star, is_star = usual == star, large == star
+    assert 1.8 < is_star.sum() / was_star.sum() < 2.5  # 1.5 squared
+    others = ~(was_star | is_star)
+    assert torch.equal(usual[others], large[others])
+
+
 def test_size_keeps_the_layout():
     small, large = (Toyscape(size=s).batch(torch.arange(40))["mask"] for s in (64, 256))
     agree = (small == large[:, 2::4, 2::4]).float().mean()
@@ -117,9 +129,9 @@ def test_the_parts_of_an_item_agree_with_each_other(size, index, difficulty, spl
 @pytest.mark.parametrize("size", [64, 100, 128])
 def test_every_number_of_a_scene_is_the_same_alone_and_in_a_batch(size):
     """Exact, before rounding to bytes could hide a difference."""
-    together = rendering._sample(5, 0, torch.arange(200), size, 0.4)
+    together = rendering._sample(5, 0, torch.arange(200), size, 0.4, 1.0)
     for i in range(0, 200, 3):
-        alone = rendering._sample(5, 0, torch.tensor([i]), size, 0.4)
+        alone = rendering._sample(5, 0, torch.tensor([i]), size, 0.4, 1.0)
         for part, whole in ((alone, together), (alone.objects, together.objects)):
             for field in fields(part):
                 if field.name != "objects":
@@ -129,7 +141,7 @@ def test_every_number_of_a_scene_is_the_same_alone_and_in_a_batch(size):
 
 def painted_slowly(scenes, size):
     """Pictures and codes by the plain painter's algorithm: each object over the whole canvas."""
-    parts = rendering._sample(0, 0, scenes, size, 0.25)
+    parts = rendering._sample(0, 0, scenes, size, 0.25, 1.0)
     rgb, label = rendering._stuff(parts, size)
     canvas = rgb.shape[-1]
     facts = rendering._facts(parts.objects)
@@ -170,14 +182,14 @@ def test_instances_are_numbered_from_the_deepest_on():
 
 
 def test_the_dial_moves_noise_and_size():
-    easy, hard = (rendering._sample(0, 0, torch.arange(300), 64, d) for d in (0.0, 1.0))
+    easy, hard = (rendering._sample(0, 0, torch.arange(300), 64, d, 1.0) for d in (0.0, 1.0))
     assert hard.noise.mean() > 4 * easy.noise.mean()
     assert hard.objects.height.mean() < 0.9 * easy.objects.height.mean()
     assert (hard.objects.height <= easy.objects.height + 1e-4).all()
 
 
 def test_scenes_cut_their_textures_at_different_places():
-    windows = rendering._sample(0, 0, torch.arange(50), 64, 0.25).windows
+    windows = rendering._sample(0, 0, torch.arange(50), 64, 0.25, 1.0).windows
     for column in windows.T:
         assert len(column.unique()) > 45
 
@@ -209,7 +221,7 @@ def test_difficulty_takes_the_hue_away():
 
     def hue_accuracy(difficulty):
         hues, labels = [], []
-        scenes = rendering._sample(0, 0, torch.arange(400), 64, difficulty).objects
+        scenes = rendering._sample(0, 0, torch.arange(400), 64, difficulty, 1.0).objects
         for colour, shape in zip(scenes.colour.flatten(0, 1), scenes.shape.flatten(), strict=True):
             high, low = colour.max(), colour.min()
             r, g, b = ((colour - low) / (high - low)).tolist()
@@ -291,6 +303,7 @@ def test_void_border_is_what_lies_near_another_class(width):
         ({"seed": -1}, ValueError, "seed.*-1"),
         ({"size": 513}, ValueError, "size.*512.*513"),
         ({"difficulty": "hard"}, ValueError, "difficulty.*'hard'"),
+        ({"star_size": 0.5}, ValueError, "star_size.*1 .. 3.*0.5"),
     ],
 )
 def test_bad_arguments_are_named(arguments, error, words):
