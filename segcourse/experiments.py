@@ -12,8 +12,9 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,9 @@ from torch import nn
 
 import segcourse
 from segcourse import results
+from segcourse.augmentation import Augmented
 from segcourse.models.fcn import FCN8s, FCN16s, FCN32s
+from segcourse.models.unet import AttentionUNet, UNet
 from segcourse.toyscape import NUM_CLASSES, VOID, Prerendered, Toyscape
 from segcourse.training import class_weights, evaluate, fit, pixel_loss, preset
 
@@ -46,48 +49,70 @@ class Run:
     scores: dict[str, float]
 
 
-def _fcn(kind: type[nn.Module], seed: int, *, only_pool3: bool = False) -> Run:
-    budget = preset()
+METRICS = ("miou", "boundary_iou", "pixel_accuracy")
+
+
+def _fcn(kind: type[nn.Module], seed: int, *, steps: int = 1000, only_pool3: bool = False) -> Run:
+    """An FCN as in chapter 01."""
     train, val, weights = _data()
     torch.manual_seed(seed)
-    model = kind(NUM_CLASSES, width=budget.width(8), pad_image=False, batch_norm=True)
+    model = kind(NUM_CLASSES, width=preset().width(8), pad_image=False, batch_norm=True)
     if only_pool3:  # frozen at their zero start, these scores never take part
         model.score_fr.requires_grad_(False)
         model.score_pool4.requires_grad_(False)
+    return _trained(model, train, val, weights, steps, seed)
+
+
+def _unet(
+    kind: type[nn.Module],
+    seed: int,
+    *,
+    images: int | None = None,
+    scale: tuple[float, float] | None = None,
+    **options: bool,
+) -> Run:
+    """A U-Net as in chapter 02, on the first `images` scenes, augmented if `scale` is given."""
+    train, val, weights = _data()
+    if images is not None:
+        train = Prerendered(train.images[:images], train.codes[:images])
+        weights = class_weights(train, NUM_CLASSES)
+    if scale:
+        train = Augmented(train, scale=scale)
+    torch.manual_seed(seed)
+    features = [preset().width(n) for n in (12, 24, 48)]
+    model = kind(3, NUM_CLASSES, features, **options)
+    return _trained(model, train, val, weights, 500, seed)
+
+
+def _trained(
+    model: nn.Module, train: Any, val: Any, weights: torch.Tensor, steps: int, seed: int
+) -> Run:
+    budget = preset()
     loss = pixel_loss(F.cross_entropy, weight=weights, ignore_index=VOID)
-    steps = budget.steps(1000)
+    steps = budget.steps(steps)
     fit(model, train, loss, steps, batch_size=budget.batch_size, seed=seed)
     scores = evaluate(model, val)
-    metrics = ("miou", "boundary_iou", "pixel_accuracy")
-    return Run(steps, {metric: getattr(scores, metric) for metric in metrics})
+    return Run(steps, {metric: getattr(scores, metric) for metric in METRICS})
 
 
-def fcn32s(seed: int) -> Run:
-    """FCN-32s with the settings of chapter 01."""
-    return _fcn(FCN32s, seed)
+FEW = (10, 30, 100, 300)  # scenes
+GENTLE = (0.8, 1.25)  # scales that leave a scene much as it was
 
-
-def fcn16s(seed: int) -> Run:
-    """FCN-16s with the settings of chapter 01."""
-    return _fcn(FCN16s, seed)
-
-
-def fcn8s(seed: int) -> Run:
-    """FCN-8s with the settings of chapter 01."""
-    return _fcn(FCN8s, seed)
-
-
-def fcn8s_only_pool3(seed: int) -> Run:
-    """The ablation of chapter 01: FCN-8s with the scores of pool3 alone."""
-    return _fcn(FCN8s, seed, only_pool3=True)
-
-
-EXPERIMENTS: tuple[Callable[[int], Run], ...] = (
-    fcn32s,
-    fcn16s,
-    fcn8s,
-    fcn8s_only_pool3,
-)
+EXPERIMENTS: dict[str, Callable[[int], Run]] = {
+    # 01: three strides, and what the deep maps add
+    "fcn32s": partial(_fcn, FCN32s),
+    "fcn16s": partial(_fcn, FCN16s),
+    "fcn8s": partial(_fcn, FCN8s),
+    "fcn8s_only_pool3": partial(_fcn, FCN8s, only_pool3=True),
+    # 02: one budget for all; then few scenes, as they are and augmented
+    "fcn8s_500": partial(_fcn, FCN8s, steps=500),
+    "unet": partial(_unet, UNet),
+    "unet_no_skips": partial(_unet, UNet, skips=False),
+    "attention_unet": partial(_unet, AttentionUNet),
+    **{f"unet_{n}": partial(_unet, UNet, images=n) for n in FEW},
+    **{f"unet_{n}_augmented": partial(_unet, UNet, images=n, scale=GENTLE) for n in FEW},
+    "unet_30_strong": partial(_unet, UNet, images=30, scale=(0.5, 2.0)),
+}
 
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
@@ -106,21 +131,21 @@ def record_chapter(name: str) -> None:
     print(f"chapter {name}: {seconds:.0f} s")
 
 
-def record(experiment: Callable[[int], Run]) -> None:
+def record(name: str) -> None:
     """Run an experiment with every seed and write its records."""
     runs, seconds = [], []
     for seed in SEEDS:
         began = time.perf_counter()
-        runs.append(experiment(seed))
+        runs.append(EXPERIMENTS[name](seed))
         seconds.append(time.perf_counter() - began)
     values = {metric: [run.scores[metric] for run in runs] for metric in runs[0].scores}
     results.write([
-        make_record(experiment.__name__, metric, numbers, runs[0].steps, seconds)
+        make_record(name, metric, numbers, runs[0].steps, seconds)
         for metric, numbers in values.items()
     ])  # fmt: skip
     for metric in values:
-        found = results.find(experiment.__name__, metric, preset().name)
-        print(f"{experiment.__name__} {metric}: {found.text()}")
+        found = results.find(name, metric, preset().name)
+        print(f"{name} {metric}: {found.text()}")
 
 
 def make_record(
@@ -170,14 +195,13 @@ def _commit() -> str:
 
 def main(names: list[str]) -> None:
     """Record the experiments and chapters with these names, all of them for an empty list."""
-    experiments = {experiment.__name__: experiment for experiment in EXPERIMENTS}
     chapters = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
-    if unknown := set(names) - set(experiments) - set(chapters):
-        known = ", ".join([*experiments, *chapters])
+    if unknown := set(names) - set(EXPERIMENTS) - set(chapters):
+        known = ", ".join([*EXPERIMENTS, *chapters])
         raise SystemExit(f"unknown: {', '.join(sorted(unknown))}; there are {known}")
-    for name in names or [*experiments, *chapters]:
-        if name in experiments:
-            record(experiments[name])
+    for name in names or [*EXPERIMENTS, *chapters]:
+        if name in EXPERIMENTS:
+            record(name)
         else:
             record_chapter(name)
 

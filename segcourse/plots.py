@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import hsv_to_rgb, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
 from segcourse.metrics import ConfusionMatrix, Scores
@@ -47,6 +47,10 @@ ERROR_COLOUR = "#c4006a"
 LINE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 
 _INK, _FRAME, _GRID = "#262626", "#c8c8c8", "#e6e6e6"
+_ON_A_LINE = {
+    **{"ha": "center", "va": "center", "fontsize": 9},
+    "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+}
 _GAP = 0.05  # inches between two pictures
 _WIDTH = 4 * 1.6 + 3 * _GAP  # inches: four pictures, each pixel of 64 on 3 of the screen
 
@@ -316,6 +320,8 @@ def curves(
     ylabel: str = "",
     title: str = "",
     smooth: int = 1,
+    spread: Mapping[str, Sequence[float]] | None = None,
+    log_x: bool = False,
 ) -> Figure:
     """Lines, each named at its right end.
 
@@ -324,6 +330,8 @@ def curves(
         x: where the points lie, for all curves. None counts 1, 2, 3, ...
         smooth: show the running mean of so many points, over the points themselves in a faint
             line.
+        spread: half the height of a band round each curve, for those named in it.
+        log_x: a logarithmic axis, with a tick at each x.
     """
     if not 1 <= len(series) <= len(LINE_COLOURS):
         raise ValueError(f"series: expected 1 to {len(LINE_COLOURS)} curves, got {len(series)}")
@@ -345,11 +353,18 @@ def curves(
             ax.plot(where, values, color=colour, alpha=0.22, linewidth=0.8)
             values = np.convolve(values, np.full(smooth, 1 / smooth), mode="valid")
             where = where[smooth - 1 :]
-        ax.plot(where, values, color=colour, marker="o" if len(values) == 1 else None)
+        ax.plot(where, values, color=colour, marker="o" if len(values) == 1 or log_x else None)
+        if spread and name in spread:
+            half = np.asarray(spread[name], dtype=float)
+            ax.fill_between(where, values - half, values + half, color=colour, alpha=0.18, lw=0)
         ends.append((name, colour, where[-1], values[-1]))
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
     ax.grid(axis="y")
     ax.margins(x=0.01)
+    if log_x:
+        ax.set_xscale("log")
+        ax.set_xticks(where, [f"{tick:g}" for tick in where])
+        ax.minorticks_off()
     _name_ends(ax, ends)
     return _close(figure)
 
@@ -469,12 +484,16 @@ def class_bars(
 
 
 @use_style()
-def heatmap(maps: Tensor | Mapping[str, Tensor], *, label: str = "") -> Figure:
+def heatmap(
+    maps: Tensor | Mapping[str, Tensor], *, label: str = "", images: Tensor | None = None
+) -> Figure:
     """Maps of one quantity [H, W], on one scale from 0 to the largest value.
 
     Args:
         maps: one map, or one for each title.
         label: the quantity and its unit, beside the colour bar.
+        images: float [N, 3, H, W] in 0..1, one for each map, which is laid over its grey version
+            and may be coarser.
     """
     maps = maps if isinstance(maps, Mapping) else {"": maps}
     if not maps:
@@ -492,12 +511,72 @@ def heatmap(maps: Tensor | Mapping[str, Tensor], *, label: str = "") -> Figure:
         figsize=(cell * len(arrays) + 1, cell + 0.4),
         layout="constrained",
     )
-    for ax, (title, values) in zip(axes[0], arrays.items(), strict=True):
-        picture = ax.imshow(values, cmap="magma", vmin=0, vmax=largest)
+    under = [None] * len(arrays) if images is None else images
+    if len(under) != len(arrays):
+        raise ValueError(f"images: expected {len(arrays)}, one for each map; got {len(under)}")
+    for ax, (title, values), image in zip(axes[0], arrays.items(), under, strict=True):
+        if image is not None:
+            height, width = values.shape
+            grey = _picture("images", image).mean(axis=2)
+            ax.imshow(grey, cmap="gray", extent=(-0.5, width - 0.5, height - 0.5, -0.5))
+        alpha = None if image is None else 0.6
+        picture = ax.imshow(values, cmap="magma", vmin=0, vmax=largest, alpha=alpha)
         ax.set_title(title)
         _frame(ax)
     bar = figure.colorbar(picture, ax=axes, label=label, shrink=0.85, aspect=24)
     bar.outline.set_visible(False)
+    return _close(figure)
+
+
+# Diagrams
+
+
+@use_style()
+def u_shape(features: Sequence[int], side: int) -> Figure:
+    """The feature maps of a U-Net: encoder on the left, decoder on the right, skips between.
+
+    A block is as high as its map has pixels a side, and as wide as the root of its channels.
+
+    Args:
+        features: channels of each level, the finest first; at least two.
+        side: pixels a side of the image.
+    """
+    if len(features) < 2 or side >> (len(features) - 1) < 1:
+        raise ValueError(
+            f"features: expected 2 levels or more, each with a pixel; got {list(features)} "
+            f"for a side of {side}"
+        )
+    last = len(features) - 1
+    heights = [max(0.12, 1.5 * (side >> level) / side) for level in range(last + 1)]
+    tops = np.cumsum([0, *(-height - 0.75 for height in heights[:-1])])
+    figure, ax = plt.subplots(figsize=(_WIDTH, 0.55 * -(tops[-1] - heights[-1]) + 0.9))
+    centres = {}
+    for place in range(2 * last + 1):
+        level = min(place, 2 * last - place)
+        width = 1.1 * math.sqrt(features[level] / max(features))
+        x, y = 2.2 * place, tops[level]
+        colour = LINE_COLOURS[0 if place < last else 1 if place > last else 2]
+        ax.add_patch(
+            Rectangle((x - width / 2, y - heights[level]), width, heights[level], fc=colour)
+        )
+        label = f"{features[level]} × {side >> level}²"
+        ax.text(x, y - heights[level] - 0.1, label, ha="center", va="top")
+        centres[place] = x, y - heights[level] / 2, width / 2
+    arrow = {"arrowstyle": "-|>", "color": _INK, "shrinkA": 0, "shrinkB": 0, "lw": 1.1}
+    for place in range(2 * last):
+        (x, y, half), (x2, y2, half2) = centres[place], centres[place + 1]
+        ax.annotate("", (x2 - half2 - 0.08, y2), (x + half + 0.08, y), arrowprops=arrow)
+        if place in (0, 2 * last - 1):
+            name = "up" if place else "pool"
+            ax.text((x + x2) / 2, (y + y2) / 2, name, **_ON_A_LINE)
+    for level in range(last):
+        (x, y, half), (x2, _, half2) = centres[level], centres[2 * last - level]
+        dashed = arrow | {"linestyle": "--"}
+        ax.annotate("", (x2 - half2 - 0.08, y), (x + half + 0.08, y), arrowprops=dashed)
+        ax.text((x + x2) / 2, y, "skip", **_ON_A_LINE)
+    ax.set(xlim=(-1.2, 4.4 * last + 1.2), ylim=(tops[-1] - heights[-1] - 0.6, 0.2))
+    ax.set_axis_off()
+    figure.subplots_adjust(0, 0, 1, 1)
     return _close(figure)
 
 

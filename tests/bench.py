@@ -2,16 +2,26 @@
 
 Rendering is held against `skimage.draw.random_shapes`, which draws flat shapes without depth,
 texture, light or instance truth: once with as many shapes as a scene has objects (3 to 9), once
-with as many as it has objects and stuff on average (10). Times are CPU seconds on one thread.
+with as many as it has objects and stuff on average (10).
+
+A training step of U-Net (forward, loss, backward) is held against one of MONAI's BasicUNet with
+equal layers, as the parity tests build it.
+
+Times are CPU seconds on one thread. What is compared takes turns, and a ratio is the median of
+those of the turns.
 """
 
 import statistics
 import time
 
 import torch
+import torch.nn.functional as F
+from parity.test_unet_parity import CLASSES, monai_unet
 from skimage.draw import random_shapes
+from torch import nn
 
 from segcourse import plots
+from segcourse.models.unet import UNet
 from segcourse.toyscape import Toyscape
 
 ROUNDS = 9
@@ -49,6 +59,28 @@ def rendering(size: int) -> list:
     ]
 
 
+def training_step(model: nn.Module, image: torch.Tensor, target: torch.Tensor) -> None:
+    model.zero_grad()
+    F.cross_entropy(model(image), target).backward()
+
+
+def unet(features: tuple[int, ...], size: int, batch: int) -> list:
+    """A row: the setting, our seconds for a training step, and ours over MONAI's."""
+    ours, theirs = UNet(3, CLASSES, features), monai_unet(features)
+    image, target = torch.rand(batch, 3, size, size), torch.randint(CLASSES, (batch, size, size))
+    rounds = [
+        [cpu_seconds(training_step, model, image, target) for model in (ours, theirs)]
+        for _ in range(ROUNDS + 1)
+    ][1:]  # the first allocates
+    return [
+        f"{features[0]} to {features[-1]}",
+        size,
+        batch,
+        statistics.median(our for our, _ in rounds),
+        statistics.median(our / their for our, their in rounds),
+    ]
+
+
 def main() -> None:
     torch.set_num_threads(1)
     rows = [rendering(size) for size in (64, 128, 256)]
@@ -56,7 +88,13 @@ def main() -> None:
     caption = f"Rendering beside skimage.draw.random_shapes, batches of {BATCH}, one thread"
     print(plots.table(rows, columns, digits=2, caption=caption))
     seconds = cpu_seconds(lambda: Toyscape(length=2000).prerender())
-    print(f"\nPre-rendering 2000 scenes of 64 px: {seconds:.2f} CPU seconds (at most 3)")
+    print(f"\nPre-rendering 2000 scenes of 64 px: {seconds:.2f} CPU seconds (at most 3)\n")
+
+    toy, wide = (12, 24, 48, 96, 192), (32, 64, 128, 256, 512)
+    rows = [unet(toy, 64, batch=8), unet(toy, 97, batch=8), unet(wide, 128, batch=4)]
+    columns = ["features", "side (px)", "batch", "seconds", "time over MONAI's"]
+    caption = "Training step of U-Net beside MONAI's BasicUNet (at most 1.05), one thread"
+    print(plots.table(rows, columns, digits=3, caption=caption))
 
 
 if __name__ == "__main__":

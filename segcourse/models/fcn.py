@@ -30,7 +30,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-MIN_SIDE = 32
+from segcourse.models.layers import check_counts, check_image
 
 
 @dataclass(frozen=True)
@@ -120,26 +120,6 @@ def crop(scores: Tensor, offset: int, image: Tensor) -> Tensor:
     """The part of `scores` that lies over the image, whose pixel 0 is their pixel `offset`."""
     height, width = image.shape[2:]
     return scores[:, :, offset : offset + height, offset : offset + width]
-
-
-def check_image(image: Tensor) -> None:
-    """Raise ValueError unless `image` is a floating-point [B, 3, H, W], H and W at least 32."""
-    if image.ndim != 4 or image.shape[0] == 0 or image.shape[1] != 3:
-        raise ValueError(f"image: expected [B, 3, H, W] with B >= 1; got {list(image.shape)}")
-    if not image.is_floating_point():
-        raise ValueError(f"image: expected a floating-point tensor; got {image.dtype}")
-    height, width = image.shape[2:]
-    if min(height, width) < MIN_SIDE:
-        raise ValueError(
-            f"image: expected at least {MIN_SIDE} pixels a side; got H = {height}, W = {width}"
-        )
-
-
-def check_counts(**counts: int) -> None:
-    """Raise ValueError unless every argument is a whole number of at least 1."""
-    for name, value in counts.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}: expected a whole number of at least 1; got {value!r}")
 
 
 class ConvStage(nn.Sequential):

@@ -1,0 +1,48 @@
+"""What the models of several papers share: checks of their arguments, and one batch norm."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MIN_SIDE = 32
+
+
+def check_image(image: Tensor, *, channels: int = 3, min_side: int = MIN_SIDE) -> None:
+    """Raise ValueError unless `image` is a floating-point [B, channels, H, W] with B >= 1.
+
+    H and W are at least `min_side` pixels.
+    """
+    if image.ndim != 4 or image.shape[0] == 0 or image.shape[1] != channels:
+        raise ValueError(
+            f"image: expected [B, {channels}, H, W] with B >= 1; got {list(image.shape)}"
+        )
+    if not image.is_floating_point():
+        raise ValueError(f"image: expected a floating-point tensor; got {image.dtype}")
+    height, width = image.shape[2:]
+    if min(height, width) < min_side:
+        raise ValueError(
+            f"image: expected at least {min_side} pixels a side; got H = {height}, W = {width}"
+        )
+
+
+def check_counts(**counts: int) -> None:
+    """Raise ValueError unless every argument is a whole number of at least 1."""
+    for name, value in counts.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}: expected a whole number of at least 1; got {value!r}")
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation (Ioffe and Szegedy, 2015) that also trains on one value per channel.
+
+    A map [1, C, 1, 1] has no variance, and torch refuses it in train mode. Here it is normalised
+    by the running statistics, as in eval mode, and leaves them as they are. It happens where a
+    network that sees one small image has reduced it to one pixel. Any other input, and the names
+    in the state dict, are as in `nn.BatchNorm2d`.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.numel() == self.num_features:  # in eval mode this is what happens anyway
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        return super().forward(x)

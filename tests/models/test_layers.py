@@ -1,0 +1,88 @@
+"""What the models share: the batch norm that trains on one value, and the checks."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from segcourse.models.layers import BatchNorm2d, check_counts, check_image
+
+
+def pair():
+    """Our batch norm and torch's, in float64, with the same weights and statistics."""
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = BatchNorm2d(3).double(), nn.BatchNorm2d(3).double()
+    for name, value in theirs.state_dict().items():
+        if value.is_floating_point():
+            value.copy_(torch.rand(3, generator=generator) + 0.5)
+        ours.state_dict()[name].copy_(value)
+    return ours, theirs
+
+
+SIDES = st.integers(1, 4)
+
+
+@given(SIDES, SIDES, SIDES, st.booleans())
+def test_with_several_values_it_is_the_usual_batch_norm(batch, height, width, training):
+    if batch * height * width == 1:
+        training = False
+    ours, theirs = (layer.train(training) for layer in pair())
+    x = torch.randn(batch, 3, height, width, dtype=torch.float64)
+    xs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    outputs = [layer(x) for layer, x in zip((ours, theirs), xs, strict=True)]
+    assert torch.equal(*outputs)
+    for output in outputs:
+        output.pow(3).sum().backward()
+    assert torch.equal(xs[0].grad, xs[1].grad)
+    for name, value in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], value)
+
+
+def test_with_one_value_it_uses_its_running_statistics_and_keeps_them():
+    ours, theirs = pair()
+    x = torch.randn(1, 3, 1, 1, dtype=torch.float64)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        theirs.train()(x)
+    before = {name: value.clone() for name, value in ours.state_dict().items()}
+    output = ours.train()(x)
+    assert torch.equal(output, theirs.eval()(x))
+    output.sum().backward()
+    assert torch.equal(ours.bias.grad, torch.ones(3).double()) and ours.weight.grad.all()
+    for name, value in ours.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_two_images_of_one_pixel_are_a_batch():
+    layer = BatchNorm2d(3).train()
+    output = layer(torch.tensor([1.0, 5.0]).view(2, 1, 1, 1).expand(2, 3, 1, 1))
+    torch.testing.assert_close(output[:, 0, 0, 0], torch.tensor([-1.0, 1.0]), rtol=0, atol=1e-5)
+    assert layer.num_batches_tracked == 1
+
+
+def test_a_good_image_passes():
+    check_image(torch.rand(1, 3, 32, 32))
+    check_image(torch.rand(2, 1, 4, 9).half(), channels=1, min_side=4)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (torch.rand(1, 2, 3, 64), "image: expected at least 4 pixels a side; got H = 3, W = 64"),
+        (torch.rand(1, 2, 64, 0), "image: expected at least 4 pixels a side; got H = 64, W = 0"),
+        (torch.rand(1, 3, 64, 64), r"image: expected \[B, 2, H, W\] .* got \[1, 3, 64, 64\]"),
+        (torch.rand(2, 64, 64), r"image: expected \[B, 2, H, W\] .* got \[2, 64, 64\]"),
+        (torch.rand(0, 2, 64, 64), r"image: .* B >= 1; got \[0, 2, 64, 64\]"),
+        (torch.zeros(1, 2, 64, 64).long(), "image: .* floating-point .* torch.int64"),
+    ],
+)
+def test_a_wrong_image_is_named(image, message):
+    with pytest.raises(ValueError, match=message):
+        check_image(image, channels=2, min_side=4)
+
+
+@pytest.mark.parametrize("count", (0, -3, 2.0, "2", None))
+def test_a_wrong_count_is_named(count):
+    check_counts(classes=1, width=64)
+    with pytest.raises(ValueError, match=f"width: .* at least 1; got {count!r}"):
+        check_counts(classes=1, width=count)
