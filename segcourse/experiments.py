@@ -5,6 +5,7 @@ a `Run`. `python -m segcourse.experiments fcn8s` runs one of them and records it
 notebook, such as `01_fcn`, records the time that the chapter takes.
 """
 
+import copy
 import platform
 import statistics
 import subprocess
@@ -21,12 +22,20 @@ import torch.nn.functional as F
 from torch import nn
 
 import segcourse
-from segcourse import results
+from segcourse import losses, results
 from segcourse.augmentation import Augmented
+from segcourse.calibration import Calibration, best_temperature
 from segcourse.models.fcn import FCN8s, FCN16s, FCN32s
 from segcourse.models.unet import AttentionUNet, UNet
-from segcourse.toyscape import NUM_CLASSES, VOID, Prerendered, Toyscape
-from segcourse.training import class_weights, evaluate, fit, pixel_loss, preset
+from segcourse.toyscape import CLASSES, NUM_CLASSES, VOID, Prerendered, Toyscape
+from segcourse.training import (
+    class_weights,
+    evaluate,
+    fit,
+    pixel_loss,
+    predict_logits,
+    preset,
+)
 
 SEEDS = (0, 1, 2)
 
@@ -95,6 +104,69 @@ def _trained(
     return Run(steps, {metric: getattr(scores, metric) for metric in METRICS})
 
 
+@lru_cache
+def _large_stars() -> tuple[Prerendered, Prerendered, torch.Tensor]:
+    """As `_data`, with taller stars; of usual size they are too few pixels to learn from."""
+    budget = preset()
+    train = Toyscape("train", size=budget.size, length=budget.length(2000), star_size=1.5)
+    val = Toyscape("val", size=budget.size, length=budget.length(200), star_size=1.5)
+    train, val = train.prerender(budget.device), val.prerender(budget.device)
+    return train, val, class_weights(train, NUM_CLASSES)
+
+
+@lru_cache
+def _before_tuning(seed: int) -> UNet:
+    """The network that every loss of chapter 06 starts from: 300 steps of cross entropy."""
+    budget = preset()
+    train, _, _ = _large_stars()
+    torch.manual_seed(seed)
+    model = UNet(3, NUM_CLASSES, [budget.width(n) for n in (16, 32)])
+    loss = pixel_loss(losses.cross_entropy)
+    fit(model, train, loss, budget.steps(300), batch_size=budget.batch_size, seed=seed)
+    return model
+
+
+def _fine_tuned(*terms: tuple[float, losses.Loss], seed: int, weighted: bool = False) -> Run:
+    """500 steps with another loss, as in chapter 06, scored on the star and for calibration."""
+    budget = preset()
+    train, val, weights = _large_stars()
+    options = {"weight": weights} if weighted else {}
+    loss = pixel_loss(losses.weighted_sum(*terms), **options)
+    model, steps = copy.deepcopy(_before_tuning(seed)), budget.steps(500)
+    fit(model, train, loss, steps, batch_size=budget.batch_size, seed=seed + 1)
+    scores = evaluate(model, val)
+    error, scaled_error = _calibration_errors(model, val)
+    found = {metric: getattr(scores, metric) for metric in METRICS}
+    found |= {"star_iou": scores.iou[CLASSES.index("star")]}
+    return Run(steps, found | {"calibration_error": error, "scaled_error": scaled_error})
+
+
+def _calibration_errors(model: nn.Module, val: Prerendered) -> tuple[float, float]:
+    """Of the second half of `val`, before and after scaling by what suits the first half."""
+    every = val.batch(torch.arange(len(val)))
+    (tune, held_out), (tune_mask, mask) = (
+        values.tensor_split(2) for values in (predict_logits(model, every["image"]), every["mask"])
+    )
+    temperature = best_temperature(tune, tune_mask)
+    counted = Calibration(), Calibration()
+    for count, scale in zip(counted, (1.0, temperature), strict=True):
+        count.update(held_out / scale, mask)
+    return counted[0].error(), counted[1].error()
+
+
+TERMS: dict[str, tuple[tuple[float, losses.Loss], ...]] = {
+    "ce": ((1, losses.cross_entropy),),
+    "smoothed_ce": ((1, partial(losses.cross_entropy, label_smoothing=0.1)),),
+    "focal_2": ((1, partial(losses.focal_loss, gamma=2)),),
+    "focal_5": ((1, partial(losses.focal_loss, gamma=5)),),
+    "dice": ((1, losses.dice_loss),),
+    "lovasz": ((1, losses.lovasz_softmax),),
+    "ce_dice": ((1, losses.cross_entropy), (1, losses.dice_loss)),
+    "ce_tversky": ((1, losses.cross_entropy), (1, losses.tversky_loss)),
+    "ce_lovasz": ((1, losses.cross_entropy), (1, losses.lovasz_softmax)),
+}
+WEIGHTED = ("ce", "focal_2", "focal_5")
+
 FEW = (10, 30, 100, 300)  # scenes
 GENTLE = (0.8, 1.25)  # scales that leave a scene much as it was
 
@@ -112,6 +184,12 @@ EXPERIMENTS: dict[str, Callable[[int], Run]] = {
     **{f"unet_{n}": partial(_unet, UNet, images=n) for n in FEW},
     **{f"unet_{n}_augmented": partial(_unet, UNet, images=n, scale=GENTLE) for n in FEW},
     "unet_30_strong": partial(_unet, UNet, images=30, scale=(0.5, 2.0)),
+    # 06: one start, then another loss
+    **{f"loss_{name}": partial(_fine_tuned, *terms) for name, terms in TERMS.items()},
+    **{
+        f"loss_weighted_{name}": partial(_fine_tuned, *TERMS[name], weighted=True)
+        for name in WEIGHTED
+    },
 }
 
 
@@ -136,7 +214,7 @@ def record(name: str) -> None:
     runs, seconds = [], []
     for seed in SEEDS:
         began = time.perf_counter()
-        runs.append(EXPERIMENTS[name](seed))
+        runs.append(EXPERIMENTS[name](seed=seed))
         seconds.append(time.perf_counter() - began)
     values = {metric: [run.scores[metric] for run in runs] for metric in runs[0].scores}
     results.write([

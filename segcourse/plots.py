@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
+from segcourse.calibration import Calibration
 from segcourse.metrics import ConfusionMatrix, Scores
 from segcourse.toyscape import CLASSES, VOID
 
@@ -480,6 +481,30 @@ def class_bars(
         figure.legend(loc="outside upper center", ncols=4, handlelength=1, handleheight=1)
     else:
         ax.set_title(next(iter(values)))
+    return _close(figure)
+
+
+@use_style()
+def reliability(calibrations: Mapping[str, Calibration]) -> Figure:
+    """Accuracy over confidence, one line for each name; the dashed diagonal is perfect.
+
+    Below the diagonal a network is surer than it is right. A bin's marker grows with its pixels.
+    """
+    if not 1 <= len(calibrations) <= len(LINE_COLOURS):
+        raise ValueError(
+            f"calibrations: expected 1 to {len(LINE_COLOURS)}, got {len(calibrations)}"
+        )
+    figure, ax = plt.subplots(figsize=(0.72 * _WIDTH, 0.6 * _WIDTH), layout="constrained")
+    ax.plot([0, 1], [0, 1], color=_INK, linestyle="--", linewidth=1)
+    for (name, counted), colour in zip(calibrations.items(), LINE_COLOURS, strict=False):
+        seen = counted.pixels > 0
+        x, y = _array(counted.confidence[seen]), _array(counted.accuracy[seen])
+        size = 8 + 150 * _array(counted.pixels[seen] / counted.pixels.sum())
+        ax.plot(x, y, color=colour, label=f"{name}: error {100 * counted.error():.1f}")
+        ax.scatter(x, y, s=size, color=colour)
+    ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02), aspect="equal")
+    ax.grid()
+    figure.legend(loc="outside right upper")
     return _close(figure)
 
 

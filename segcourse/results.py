@@ -20,7 +20,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -28,7 +28,15 @@ from pathlib import Path
 from segcourse.training import preset
 
 FILE = Path(__file__).with_name("results.json")
-_POINTS = {"miou": "mIoU", "boundary_iou": "boundary IoU", "pixel_accuracy": "pixel accuracy"}
+_POINTS = {
+    "miou": "mIoU",
+    "boundary_iou": "boundary IoU",
+    "pixel_accuracy": "pixel accuracy",
+    "star_iou": "star IoU",
+    "calibration_error": "calibration error",
+    "scaled_error": "calibration error after scaling",
+}
+_USUAL = ("miou", "boundary_iou", "pixel_accuracy")
 
 
 @dataclass(frozen=True)
@@ -124,13 +132,15 @@ def compare(experiment: str, **values: float) -> None:
         )
 
 
-def scores(experiments: Mapping[str, str], preset: str = "cpu") -> list[list[str]]:
-    """Rows of recorded scores: a name, then mIoU, boundary IoU and pixel accuracy with spread.
+def scores(
+    experiments: Mapping[str, str], metrics: Sequence[str] = _USUAL, preset: str = "cpu"
+) -> list[list[str]]:
+    """Rows of recorded scores: a name, then each metric in points, with its spread.
 
     `experiments` maps an experiment to the name that its row gets.
     """
     return [
-        [name, *(find(experiment, metric, preset).text() for metric in _POINTS)]
+        [name, *(find(experiment, metric, preset).text() for metric in metrics)]
         for experiment, name in experiments.items()
     ]
 
@@ -178,7 +188,9 @@ def _find_by_key(key: str) -> Record:
 
 def _fcn_table() -> str:
     rows = scores({"fcn32s": "FCN-32s", "fcn16s": "FCN-16s", "fcn8s": "FCN-8s"})
-    head, *body = (f"| {' | '.join(row)} |" for row in [["model", *_POINTS.values()], *rows])
+    head, *body = (
+        f"| {' | '.join(row)} |" for row in [["model", *(_POINTS[m] for m in _USUAL)], *rows]
+    )
     return "\n".join(["", head, "| --- | ---: | ---: | ---: |", *body, ""])
 
 

@@ -507,12 +507,23 @@ def predict(model: nn.Module, images: Tensor, *, batch_size: int = 50) -> Tensor
 
     The model runs in eval mode and gets its mode back.
     """
+    return _forward(model, images, batch_size, lambda logits: logits.argmax(dim=1))
+
+
+def predict_logits(model: nn.Module, images: Tensor, *, batch_size: int = 50) -> Tensor:
+    """The logits [B,C,H,W] of images [B,3,H,W]; as `predict`, which needs less memory."""
+    return _forward(model, images, batch_size, lambda logits: logits)
+
+
+def _forward(
+    model: nn.Module, images: Tensor, batch_size: int, keep: Callable[[Tensor], Tensor]
+) -> Tensor:
     _check_counts(batch_size=batch_size)
     if images.ndim != 4 or not len(images):
         raise ValueError(f"images: expected [B,3,H,W] with B >= 1; found {list(images.shape)}")
     with _inference(model) as device:
-        labels = [model(part.to(device)).argmax(dim=1) for part in images.split(batch_size)]
-    return torch.cat(labels).to(images.device)
+        kept = [keep(model(part.to(device))) for part in images.split(batch_size)]
+    return torch.cat(kept).to(images.device)
 
 
 def _batches(data: Any, batch_size: int, device: torch.device) -> Iterator[Batch]:

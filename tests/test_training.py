@@ -31,6 +31,7 @@ from segcourse.training import (
     learning_rate,
     pixel_loss,
     predict,
+    predict_logits,
     preset,
 )
 
@@ -737,6 +738,15 @@ def test_predict_gives_labels_that_can_be_edited():
     assert model.training
     assert torch.equal(labels, model.eval()(images).argmax(1))
     labels[0] = 255
+
+
+def test_predicted_logits_are_those_of_the_model_batch_by_batch():
+    model, images = tiny().train(), Scenes().image
+    logits = predict_logits(model, images, batch_size=3)
+    assert model.training
+    torch.testing.assert_close(logits, model.eval()(images))
+    assert not logits.requires_grad
+    assert torch.equal(logits.argmax(1), predict(model, images))
 
 
 # --- presets --------------------------------------------------------------------------------

@@ -162,8 +162,9 @@ class AttentionGate(nn.Module):
     `phi` and `psi` are 1x1 convolutions and hold the two biases of the paper's equation 1. The
     weights are enlarged bilinearly, pixel to 2x2 pixels, and extended as the decoder's map is.
 
-    The paper says that the gates shall let everything pass at the start. So psi starts with zero
-    weights and bias 2: alpha is sigmoid(2), 0.88, at every pixel.
+    The paper says that the gates shall let everything pass at the start. So psi starts with a bias
+    of 2, and most of alpha lies above 1/2. With its weights at zero, too, the gates of a small
+    network were seen to stay wide open.
 
     The paper calls its linear maps 1x1x1 and does not say how the skip is brought to the coarser
     grid. The strided theta, without a bias of its own, and as many channels inside as the skip
@@ -181,7 +182,6 @@ class AttentionGate(nn.Module):
         self.phi = nn.Conv2d(gating_channels, skip_channels, 1)
         self.psi = nn.Conv2d(skip_channels, 1, 1)
         self.apply(he_normal)
-        nn.init.zeros_(self.psi.weight)
         nn.init.constant_(self.psi.bias, 2.0)
 
     def forward(self, skip: Tensor, gating: Tensor) -> Tensor:

@@ -269,19 +269,15 @@ def test_closed_gates_leave_the_finest_skip():
 
 
 def test_the_gates_let_most_of_everything_pass_at_the_start():
-    for alpha in AttentionUNet(3, 2, FEATURES).attention(torch.rand(1, 3, 33, 47)):
-        torch.testing.assert_close(alpha, torch.full_like(alpha, 2.0).sigmoid())
+    torch.manual_seed(0)
+    for alpha in AttentionUNet(3, 2, FEATURES).attention(torch.rand(4, 3, 64, 64)):
+        assert alpha.quantile(0.1) > 0.5 and alpha.mean() > 0.65
 
 
 def test_every_part_of_a_gate_learns():
-    """From the second step on: psi starts with zero weights, which stops the first gradient."""
     torch.manual_seed(0)
     model = AttentionUNet(3, 2, (4, 16, 24, 32)).train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for _ in range(2):
-        optimizer.zero_grad()
-        model(torch.rand(2, 3, 32, 32)).pow(2).mean().backward()
-        optimizer.step()
+    model(torch.rand(2, 3, 32, 32)).pow(2).mean().backward()
     for name, weight in model.gate.named_parameters():
         assert weight.grad.abs().max() > 0, name
 
