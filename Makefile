@@ -43,8 +43,9 @@ results: $(READY) ## run the experiments behind the recorded results (up to an h
 	@$(BIN)/python -m segcourse.experiments
 	@$(BIN)/python -m segcourse.results README.md book/*.md
 
-bench: $(READY) ## time the rendering of scenes beside skimage's random shapes
-	@$(BIN)/python tests/bench.py
+bench: $(READY) ## time scenes, models and losses beside other libraries, record the ratios
+	@for part in rendering models losses; do \
+	    PYTHONPATH=tests $(BIN)/python -m bench.$$part || exit 1; done
 
 lint: $(READY) ## check code and notebooks, change nothing
 	@$(BIN)/ruff check .

@@ -527,6 +527,9 @@ def heatmap(
     for title, values in arrays.items():
         if values.ndim != 2 or values.size == 0:
             raise ValueError(f"maps: expected [H, W], got {list(values.shape)} for {title!r}")
+    under = [None] * len(arrays) if images is None else images
+    if len(under) != len(arrays):
+        raise ValueError(f"images: expected {len(arrays)}, one for each map; got {len(under)}")
     largest = max(values.max() for values in arrays.values())
     cell = min(3.4, (_WIDTH - 1) / len(arrays))
     figure, axes = plt.subplots(
@@ -536,9 +539,6 @@ def heatmap(
         figsize=(cell * len(arrays) + 1, cell + 0.4),
         layout="constrained",
     )
-    under = [None] * len(arrays) if images is None else images
-    if len(under) != len(arrays):
-        raise ValueError(f"images: expected {len(arrays)}, one for each map; got {len(under)}")
     for ax, (title, values), image in zip(axes[0], arrays.items(), under, strict=True):
         if image is not None:
             height, width = values.shape

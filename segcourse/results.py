@@ -7,7 +7,8 @@ metric):
     preset      smoke, cpu or gpu
     seed        the seeds, one run each
     steps       training steps of one run (0 where nothing is trained)
-    metric      for example "miou"; scores are fractions in 0..1, times are seconds
+    metric      for example "miou"; scores are fractions in 0..1, "seconds" are seconds, and
+                "time_ratio" is our time over that of another implementation (`make bench`)
     value       mean over the seeds
     spread      sample standard deviation over the seeds, null for one seed
     values      the value of each seed
@@ -56,9 +57,9 @@ class Record:
     versions: dict[str, str]
 
     def text(self) -> str:
-        """Points with their spread, or seconds, for example "58.1 ± 0.4"."""
+        """Points with their spread, seconds or a ratio, for example "58.1 ± 0.4"."""
         if self.metric not in _POINTS:
-            return f"{self.value:.0f}"
+            return f"{self.value:.2f}" if self.metric == "time_ratio" else f"{self.value:.0f}"
         spread = "" if self.spread is None else f" ± {100 * self.spread:.1f}"
         return f"{100 * self.value:.1f}{spread}"
 
@@ -170,12 +171,13 @@ _MARKED = re.compile(r"(<!-- result: (?P<key>[\w .-]+?) -->).*?(<!-- /result -->
 def fill(page: str) -> str:
     """Fill the marked places of a Markdown page.
 
-    KEY is "EXPERIMENT METRIC" for one number, or "fcn-table".
+    KEY is "EXPERIMENT METRIC" for one number, or names a table: "model-table", "chapter-times".
     """
 
     def text(match: re.Match) -> str:
         key = match["key"]
-        body = f"\n{_fcn_table()}\n" if key == "fcn-table" else _find_by_key(key).text()
+        tables = {"model-table": _model_table, "chapter-times": _chapter_times}
+        body = f"\n\n{tables[key]()}\n\n" if key in tables else _find_by_key(key).text()
         return match[1] + body + match[3]
 
     return _MARKED.sub(text, page)
@@ -186,12 +188,32 @@ def _find_by_key(key: str) -> Record:
     return find(experiment, metric)
 
 
-def _fcn_table() -> str:
-    rows = scores({"fcn32s": "FCN-32s", "fcn16s": "FCN-16s", "fcn8s": "FCN-8s"})
-    head, *body = (
-        f"| {' | '.join(row)} |" for row in [["model", *(_POINTS[m] for m in _USUAL)], *rows]
-    )
-    return "\n".join(["", head, "| --- | ---: | ---: | ---: |", *body, ""])
+_MODELS = {
+    "fcn32s": "FCN-32s",
+    "fcn16s": "FCN-16s",
+    "fcn8s": "FCN-8s",
+    "fcn8s_500": "FCN-8s",
+    "unet": "U-Net",
+    "attention_unet": "Attention U-Net",
+}
+
+
+def _model_table() -> str:
+    steps = [find(model, "miou").steps for model in _MODELS]
+    rows = [[row[0], n, *row[1:]] for row, n in zip(scores(_MODELS), steps, strict=True)]
+    return _markdown(["model", "steps", *(_POINTS[metric] for metric in _USUAL)], rows)
+
+
+def _chapter_times() -> str:
+    times = [r for r in records() if r.experiment.startswith("chapter ") and r.preset == "cpu"]
+    rows = [[r.experiment.removeprefix("chapter ")[:2], r.text()] for r in times]
+    return _markdown(["chapter", "seconds"], sorted(rows))
+
+
+def _markdown(head: list[str], rows: list[list]) -> str:
+    """A table in Markdown; all columns but the first are aligned to the right."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def main(pages: list[str]) -> None:

@@ -12,6 +12,7 @@ QUIET = (
     "--disable-component-update --disable-sync"
 ).split()
 PAGES = ["book/intro", "book/notation", "notebooks/00_pixels_and_metrics", "notebooks/01_fcn"]
+PAGES += ["notebooks/02_unet", "notebooks/06_losses"]
 
 
 @pytest.fixture(scope="module")

@@ -91,6 +91,20 @@ SOLUTIONS = {
         return n""",
     ("01_fcn", "fcn-try-cost"): """
         return c_in * c_out * k * k * h * w""",
+    ("02_unet", "une-try-side"): """
+        for _ in range(4):
+            n = (n - 4) // 2
+        n -= 4
+        for _ in range(4):
+            n = 2 * n - 4
+        return n""",
+    ("02_unet", "une-try-box"): """
+        x1, y1, x2, y2 = box
+        return width - x2, y1, width - x1, y2""",
+    ("06_losses", "los-try-focal"): """
+        return -((1 - p) ** gamma) * torch.tensor(p).log().item()""",
+    ("06_losses", "los-try-dice"): """
+        return 2 * iou / (1 + iou)""",
 }
 
 

@@ -11,10 +11,12 @@ import torch
 from colorspacious import cspace_convert
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex, to_rgb
+from matplotlib.patches import Rectangle
 from nbclient import NotebookClient
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 from segcourse import plots
+from segcourse.calibration import Calibration
 from segcourse.metrics import ConfusionMatrix, SegmentationMetrics
 from segcourse.toyscape import CLASSES, VOID
 
@@ -204,6 +206,39 @@ def test_a_smoothed_curve_is_the_running_mean_over_the_points():
     assert smooth.get_xdata().tolist() == [20, 30, 40]
 
 
+def test_a_logarithmic_axis_has_a_tick_at_each_point_and_a_band_where_asked():
+    series, x = {"a": [1.0, 2.0, 4.0], "b": [2.0, 2.0, 2.0]}, [10, 30, 300]
+    ax = plots.curves(series, x=x, log_x=True, spread={"a": [0.5, 0.5, 1.0]}).axes[0]
+    assert ax.get_xscale() == "log"
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["10", "30", "300"]
+    (band,) = ax.collections
+    corners = band.get_paths()[0].vertices
+    assert {(10, 0.5), (10, 1.5), (300, 3.0), (300, 5.0)} <= {tuple(c) for c in corners}
+
+
+def test_a_u_has_a_block_for_each_map_and_a_skip_for_each_level():
+    ax = plots.u_shape((12, 24, 48), 64).axes[0]
+    heights = [block.get_height() for block in ax.patches if isinstance(block, Rectangle)]
+    assert len(heights) == 5
+    assert heights[0] == heights[4] == pytest.approx(2 * heights[1])
+    words = [text.get_text() for text in ax.texts]
+    assert words.count("skip") == 2
+    assert words.count("24 × 32²") == 2 and words.count("48 × 16²") == 1
+
+
+def test_reliability_draws_the_bins_that_hold_pixels_and_names_the_error():
+    p = torch.tensor([0.6, 0.6, 0.9, 0.9])
+    counted = Calibration(bins=10)
+    counted.update(
+        torch.stack([p.log(), (1 - p).log()])[None, :, None], torch.tensor([[[0, 1, 0, 0]]])
+    )
+    figure = plots.reliability({"net": counted})
+    diagonal, line = figure.axes[0].lines
+    assert list(diagonal.get_xdata()) == list(diagonal.get_ydata()) == [0, 1]
+    assert line.get_ydata().tolist() == [0.5, 1.0]
+    assert legend(figure) == {"net: error 10.0"}
+
+
 def test_a_confusion_matrix_shows_percentages_of_the_true_class():
     matrix = ConfusionMatrix(3)
     target = torch.tensor([[[0] * 8 + [1] * 300]])
@@ -253,6 +288,8 @@ def test_heat_maps_share_one_scale():
     assert {ax.images[0].get_clim() for ax in figure.axes[:2]} == {(0, 3)}
     assert figure.axes[2].get_ylabel() == "weight"
     assert len(plots.heatmap(torch.eye(4)).axes) == 2
+    grey, values = plots.heatmap(torch.eye(4), images=IMAGE[:1]).axes[0].images
+    assert grey.get_extent() == values.get_extent()  # a map may be coarser than its image
 
 
 def test_figures_keep_the_style_when_drawn_outside_of_it(tmp_path):
@@ -282,6 +319,13 @@ IMAGE, TRUTH, PREDICTION = scenes()
         (lambda: plots.class_bars({"a": [0.5]}), ValueError, "^values: expected 10 for 'a'"),
         (lambda: plots.class_bars({}), ValueError, "^values: expected 1 to 7 names, got 0$"),
         (lambda: plots.heatmap(torch.rand(3)), ValueError, r"^maps: expected \[H, W\]"),
+        (
+            lambda: plots.heatmap(torch.eye(4), images=IMAGE),
+            ValueError,
+            "^images: expected 1, one for each map; got 2$",
+        ),
+        (lambda: plots.u_shape((8,), 64), ValueError, r"^features: .* \[8\]"),
+        (lambda: plots.reliability({}), ValueError, "^calibrations: expected 1 to 7, got 0$"),
         (lambda: plots.table([[1]], ["a", "b"]), ValueError, "^rows: expected 2 cells in each"),
     ],
 )

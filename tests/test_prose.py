@@ -93,7 +93,7 @@ def test_a_typed_result_is_found(text):
         "The [paper](https://arxiv.org/abs/1411.4038) reports 62.2 mIoU.",
         "Set `lr=0.01` and $x = 0.5$ and $$y = 0.5$$.",
         "```python\nx = 0.5  # 20 s\n```",
-        "<!-- result: fcn-table -->\n| FCN-8s | 57.0 |\n\n57 mIoU\n<!-- /result -->",
+        "<!-- result: model-table -->\n| FCN-8s | 57.0 |\n\n57 mIoU\n<!-- /result -->",
         "Take 8 steps, 3 seeds, a batch of 4.",
     ],
 )

@@ -89,16 +89,18 @@ def test_the_time_of_a_chapter_is_told_as_far_as_it_is_known(recorded, capsys):
 
 
 def test_pages_are_filled_and_filling_twice_changes_nothing(recorded):
-    names = ("fcn32s", "fcn16s", "fcn8s")
     metrics = ("miou", "boundary_iou", "pixel_accuracy")
-    recorded.write([record(m, experiment=name) for name in names for m in metrics])
+    recorded.write([record(m, experiment=name) for name in recorded._MODELS for m in metrics])
+    recorded.write([record("seconds", experiment="chapter 01_fcn", value=151.6, spread=None)])
     page = (
         "It reaches <!-- result: fcn8s miou -->old<!-- /result --> points.\n\n"
-        "<!-- result: fcn-table -->\n<!-- /result -->\n"
+        "<!-- result: model-table -->\n<!-- /result -->\n"
+        "<!-- result: chapter-times --><!-- /result -->\n"
     )
     filled = recorded.fill(page)
     assert "<!-- result: fcn8s miou -->52.0 ± 2.0<!-- /result --> points" in filled
-    assert "| FCN-16s | 52.0 ± 2.0 | 52.0 ± 2.0 | 52.0 ± 2.0 |" in filled
+    assert "| FCN-16s | 10 | 52.0 ± 2.0 | 52.0 ± 2.0 | 52.0 ± 2.0 |" in filled
+    assert "| chapter | seconds |\n| --- | ---: |\n| 01 | 152 |" in filled
     assert recorded.fill(filled) == filled
 
 
@@ -121,6 +123,26 @@ def test_the_figures_that_chapter_01_promises_are_reached():
     fcn8s, fcn32s = (results.find(name, "boundary_iou") for name in ("fcn8s", "fcn32s"))
     assert results.find("fcn8s", "miou").value >= 0.54
     assert fcn8s.value >= 4 * fcn32s.value
+
+
+def test_the_figures_that_chapter_02_promises_are_reached():
+    unet, without = (results.find(name, "boundary_iou") for name in ("unet", "unet_no_skips"))
+    assert results.find("unet", "miou").value >= 0.62
+    assert unet.value >= 0.45
+    assert unet.value - without.value >= 0.08
+
+
+def test_the_figures_that_chapter_06_promises_are_reached():
+    plain, tuned = (results.find(name, "star_iou") for name in ("loss_ce", "loss_ce_lovasz"))
+    assert tuned.value - plain.value >= 0.15
+
+
+def test_no_comparison_of_speed_is_lost():
+    """`make bench` records our time over that of the fastest library."""
+    ratios = {r.experiment: r.value for r in results.records() if r.metric == "time_ratio"}
+    limits = {name: 1.05 for name in ratios if not name.startswith("bench rendering")}
+    assert {name for name in limits if ratios[name] > limits[name]} == set()
+    assert {"bench unet 64", "bench loss Lovász"} <= set(ratios)
 
 
 def test_an_unknown_experiment_is_named():

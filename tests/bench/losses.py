@@ -1,13 +1,11 @@
 """Speed of the losses beside other libraries, as ratios measured side by side in one run.
 
-Each loss goes forward and backward on logits [8, 21, 256, 256], on one thread; checks of the
-arguments are part of the time. In every round each function runs once, so that a slow moment of
-the machine meets all of them. Times are CPU seconds.
+Each loss goes forward and backward on logits [8, 21, 256, 256]; checks of the arguments are part
+of the time.
 """
 
 import functools
 import statistics
-import time
 
 import parity.conftest  # noqa: F401  lets torchvision load, which the libraries import
 
@@ -17,10 +15,10 @@ import monai.losses as monai
 import segmentation_models_pytorch.losses as smp
 import torch
 import torch.nn.functional as F
+from bench.timing import ratio, record, take_turns
 
 from segcourse import losses, plots
 
-ROUNDS = 9
 SHAPE = (8, 21, 256, 256)
 
 monai_options = {"to_onehot_y": True, "softmax": True}
@@ -82,39 +80,28 @@ COMPARISONS = {
 }
 
 
-def cpu_seconds(loss, logits: torch.Tensor, target: torch.Tensor) -> float:
+def run(loss, logits: torch.Tensor, target: torch.Tensor) -> None:
     if type(loss).__module__.startswith("monai"):
         target = target.unsqueeze(1)
     logits.grad = None
-    began = time.process_time()
     loss(logits, target).backward()
-    return time.process_time() - began
 
 
 def comparison(name: str, logits: torch.Tensor, target: torch.Tensor) -> list[list]:
     """A row for each library: the loss, the library, both times in ms, ours over theirs."""
     ours, theirs = COMPARISONS[name]
     functions = {"ours": ours} | theirs
-    rounds = [
-        {library: cpu_seconds(loss, logits, target) for library, loss in functions.items()}
-        for _ in range(ROUNDS + 1)
-    ][1:]  # the first warms up
-
-    def median(library: str) -> float:
-        return statistics.median(times[library] for times in rounds)
-
-    ratios = {
-        library: statistics.median(times["ours"] / times[library] for times in rounds)
-        for library in theirs
-    }
-    return [
-        [name, library, 1e3 * median("ours"), 1e3 * median(library), ratios[library]]
-        for library in theirs
-    ]
+    times = take_turns({
+        library: functools.partial(run, loss, logits, target)
+        for library, loss in functions.items()
+    })  # fmt: skip
+    ms = {library: 1e3 * statistics.median(seconds) for library, seconds in times.items()}
+    ratios = {library: ratio(times["ours"], times[library]) for library in theirs}
+    record(f"loss {name}", max(ratios.values()))  # over the fastest of them
+    return [[name, library, ms["ours"], ms[library], ratios[library]] for library in theirs]
 
 
 def main() -> None:
-    torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(SHAPE, generator=generator).requires_grad_()
     target = torch.randint(0, SHAPE[1], (SHAPE[0], *SHAPE[2:]), generator=generator)
