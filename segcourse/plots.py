@@ -494,7 +494,8 @@ def reliability(calibrations: Mapping[str, Calibration]) -> Figure:
         raise ValueError(
             f"calibrations: expected 1 to {len(LINE_COLOURS)}, got {len(calibrations)}"
         )
-    figure, ax = plt.subplots(figsize=(0.72 * _WIDTH, 0.6 * _WIDTH), layout="constrained")
+    height = 0.62 * _WIDTH + 0.2 * len(calibrations)  # a line of the legend for each
+    figure, ax = plt.subplots(figsize=(0.62 * _WIDTH, height), layout="constrained")
     ax.plot([0, 1], [0, 1], color=_INK, linestyle="--", linewidth=1)
     for (name, counted), colour in zip(calibrations.items(), LINE_COLOURS, strict=False):
         seen = counted.pixels > 0
@@ -504,7 +505,7 @@ def reliability(calibrations: Mapping[str, Calibration]) -> Figure:
         ax.scatter(x, y, s=size, color=colour)
     ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02), aspect="equal")
     ax.grid()
-    figure.legend(loc="outside right upper")
+    figure.legend(loc="outside lower center")
     return _close(figure)
 
 
