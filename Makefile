@@ -39,7 +39,7 @@ book: $(READY) ## execute the notebooks that changed, build the book
 test: book ## build the book and run all tests
 	@$(BIN)/pytest -n $(JOBS)
 
-results: $(READY) ## run the experiments behind the recorded results (up to an hour)
+results: $(READY) ## run the experiments behind the recorded results (an hour or two)
 	@$(BIN)/python -m segcourse.experiments
 	@$(BIN)/python -m segcourse.results README.md book/*.md
 

@@ -85,6 +85,8 @@ class Augmented:
             centre=torch.stack(centre, dim=1),
         )
 
+        if self.colour == 0:
+            return batch
         brightness, contrast, saturation = (1 + self.colour * (2 * u - 1) for u in for_colour)
         image = adjust_colour(
             batch["image"], brightness=brightness, contrast=contrast, saturation=saturation

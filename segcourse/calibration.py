@@ -92,6 +92,9 @@ def best_temperature(logits: Tensor, target: Tensor, *, ignore_index: int = 255)
 
 
 def _check(logits: Tensor, target: Tensor, ignore_index: int) -> None:
+    for name, value in (("logits", logits), ("target", target)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: expected a tensor; got {type(value).__name__}")
     if logits.ndim != 4 or not logits.is_floating_point():
         raise ValueError(
             f"logits: expected floating [B, C, H, W]; got {logits.dtype} {list(logits.shape)}"
@@ -100,3 +103,5 @@ def _check(logits: Tensor, target: Tensor, ignore_index: int) -> None:
     if target.dtype != torch.int64 or list(target.shape) != size:
         raise ValueError(f"target: expected int64 {size}; got {target.dtype} {list(target.shape)}")
     check_labels("target", target, logits.shape[1], ignore_index)
+    if not logits.isfinite().all():
+        raise ValueError("logits: expected finite numbers; got NaN or infinity")

@@ -99,7 +99,8 @@ def _trained(
     budget = preset()
     loss = pixel_loss(F.cross_entropy, weight=weights, ignore_index=VOID)
     steps = budget.steps(steps)
-    fit(model, train, loss, steps, batch_size=budget.batch_size, seed=seed)
+    batch_size = min(budget.batch_size, len(train))  # the gpu preset's is larger than ten scenes
+    fit(model, train, loss, steps, batch_size=batch_size, seed=seed)
     scores = evaluate(model, val)
     return Run(steps, {metric: getattr(scores, metric) for metric in METRICS})
 

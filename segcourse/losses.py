@@ -2,8 +2,8 @@
 
 One contract for all of them, so that one can stand in for another:
 
-- `logits` are floating point [B, C, H, W], before the softmax, with C >= 2; `target` is int64
-  [B, H, W] with labels 0..C-1 and `ignore_index` for void.
+- `logits` are floating point [B, C, H, W], finite, before the softmax, with C >= 2; `target` is
+  int64 [B, H, W] with labels 0..C-1 and `ignore_index` for void.
 - Void pixels change neither the value nor a gradient. If all pixels are void, the loss is 0 and
   its gradient is 0.
 - float16 and bfloat16 logits are computed in float32, also under autocast; float64 stays. The loss
@@ -21,7 +21,7 @@ default, those that the target holds; "all", every class. "none" is [C], per ima
 class times its weight and 0 where it does not count; "sum" adds; "mean" is the mean over the
 classes that count, weighted by `weight`, and then the plain mean over the images in which one
 counts. With "present" a probability spent on an absent class is still paid for: it is missing at
-the true class. These three have no second derivative.
+the true class. Tversky and Dice have no second derivative.
 
 **Other libraries** have other conventions. The tests hold each loss against them to 1e-6, in value
 and gradient, where the two can be made equal:
@@ -140,7 +140,7 @@ def tversky_loss(
     TP sums the probability of the class over its true pixels, FP over all others, FN sums what is
     missing to 1 over its true pixels. `alpha` and `beta` are at least 0 and not both 0. Both 1/2
     is Dice, both 1 is Jaccard (soft IoU); beta > alpha asks for recall. `smooth`, in pixels, is at
-    least 0.
+    least 0. A class whose denominator is below 1e-7 pixels counts as missed.
 
     With `classes="all"` and `smooth=0` an absent class costs 1, whatever the logits, and teaches
     nothing. With `smooth > 0` it costs less the smaller its FP.
@@ -277,8 +277,9 @@ class _ProbabilitySums(torch.autograd.Function):
         return rows.sum(dim=1), probability.sum(dim=(2, 3))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, slope_right: Tensor, slope_all: Tensor) -> tuple:
+        if torch.is_grad_enabled():  # create_graph=True: in a sum autograd would drop this part
+            raise RuntimeError("dice_loss and tversky_loss have no second derivative")
         probability, labels, places, right = ctx.saved_tensors
         own = slope_right.gather(1, labels.flatten(1)).view_as(right) * right
         with torch.autocast(probability.device.type, enabled=False):

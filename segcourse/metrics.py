@@ -264,6 +264,10 @@ def _check_batch(prediction: Tensor, target: Tensor, num_classes: int, ignore_in
 
 def check_labels(name: str, labels: Tensor, num_classes: int, void: int | None = None) -> None:
     """Raise ValueError unless every label is a class or, where that is allowed, void."""
+    if labels.numel():
+        low, high = labels.aminmax()
+        if 0 <= low and high < num_classes:  # the usual case, in a tenth of the time
+            return
     wrong = (labels < 0) | (labels >= num_classes)
     if void is not None:
         wrong &= labels != void

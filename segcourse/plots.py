@@ -49,7 +49,9 @@ LINE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"
 
 _INK, _FRAME, _GRID = "#262626", "#c8c8c8", "#e6e6e6"
 _ON_A_LINE = {
-    **{"ha": "center", "va": "center", "fontsize": 9},
+    "ha": "center",
+    "va": "center",
+    "fontsize": 9,
     "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1.5},
 }
 _GAP = 0.05  # inches between two pictures
@@ -331,9 +333,11 @@ def curves(
         x: where the points lie, for all curves. None counts 1, 2, 3, ...
         smooth: show the running mean of so many points, over the points themselves in a faint
             line.
-        spread: half the height of a band round each curve, for those named in it.
+        spread: half the height of a band round each curve, for those named in it; not with
+            `smooth`.
         log_x: a logarithmic axis, with a tick at each x.
     """
+    spread = spread or {}
     if not 1 <= len(series) <= len(LINE_COLOURS):
         raise ValueError(f"series: expected 1 to {len(LINE_COLOURS)} curves, got {len(series)}")
     lines = {}
@@ -346,6 +350,14 @@ def curves(
                 f"shape {list(values.shape)} and {len(where)} x for {name!r}"
             )
         lines[name] = where, values
+    if log_x and min(where.min() for where, _ in lines.values()) <= 0:
+        raise ValueError("x: expected numbers above 0 for a logarithmic axis")
+    for name, half in spread.items():
+        if smooth > 1 or name not in lines or len(half) != len(lines[name][1]):
+            raise ValueError(
+                "spread: expected a number for each value of a curve that is not smoothed, "
+                f"got {len(half)} for {name!r}"
+            )
 
     figure, ax = plt.subplots(figsize=(_WIDTH, 3.4), layout="constrained")
     ends = []
@@ -355,7 +367,7 @@ def curves(
             values = np.convolve(values, np.full(smooth, 1 / smooth), mode="valid")
             where = where[smooth - 1 :]
         ax.plot(where, values, color=colour, marker="o" if len(values) == 1 or log_x else None)
-        if spread and name in spread:
+        if name in spread:
             half = np.asarray(spread[name], dtype=float)
             ax.fill_between(where, values - half, values + half, color=colour, alpha=0.18, lw=0)
         ends.append((name, colour, where[-1], values[-1]))

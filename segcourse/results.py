@@ -17,6 +17,7 @@ metric):
     versions    Python, torch, segcourse and the commit
 """
 
+import difflib
 import json
 import os
 import re
@@ -35,7 +36,7 @@ _POINTS = {
     "pixel_accuracy": "pixel accuracy",
     "star_iou": "star IoU",
     "calibration_error": "calibration error",
-    "scaled_error": "calibration error after scaling",
+    "scaled_error": "error after scaling",
 }
 _USUAL = ("miou", "boundary_iou", "pixel_accuracy")
 
@@ -70,7 +71,7 @@ class Record:
         outcomes.
         """
         half = max(3 * (self.spread or 0.0), 0.02)
-        return self.value - half, self.value + half
+        return max(0.0, self.value - half), self.value + half
 
 
 @lru_cache
@@ -93,14 +94,14 @@ def write(new: list[Record]) -> None:
 
 
 def find(experiment: str, metric: str, preset: str = "cpu") -> Record:
-    """The record of an experiment; KeyError that lists what there is."""
+    """The record of an experiment; KeyError that lists the nearest names."""
     for record in records():
         if (record.experiment, record.metric, record.preset) == (experiment, metric, preset):
             return record
-    known = sorted({f"{r.experiment} {r.metric} ({r.preset})" for r in records()})
-    raise KeyError(
-        f"no record of {experiment} {metric} ({preset}); results.json has: {', '.join(known)}"
-    )
+    wanted = f"{experiment} {metric} ({preset})"
+    known = [f"{r.experiment} {r.metric} ({r.preset})" for r in records()]
+    near = difflib.get_close_matches(wanted, known, n=4) or ["nothing like it"]
+    raise KeyError(f"no record of {wanted}; results.json has: {', '.join(near)}")
 
 
 def compare(experiment: str, **values: float) -> None:
@@ -119,7 +120,7 @@ def compare(experiment: str, **values: float) -> None:
         return
     print(f"{experiment}, live and expected:")
     for metric, value in values.items():
-        live = f"  {_POINTS[metric]:14} {100 * value:.1f}"
+        live = f"  {_POINTS[metric]:17} {100 * value:.1f}"
         try:
             record = find(experiment, metric, budget)
         except KeyError:

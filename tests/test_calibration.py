@@ -1,4 +1,4 @@
-"""Calibration, against torchmetrics' idea of it, by hand, and on answers whose odds are known."""
+"""Calibration by hand, and on answers whose odds are known."""
 
 import math
 
@@ -61,6 +61,25 @@ def test_the_temperature_that_drew_the_labels_is_found_and_calibrates(temperatur
     assert (before.error() > 0.04) == (temperature != 1)
 
 
+def test_a_confidence_on_the_edge_of_two_bins_belongs_to_the_lower_one():
+    counted = Calibration(bins=4)
+    counted.update(torch.zeros(1, 2, 1, 1), torch.zeros(1, 1, 1, dtype=torch.int64))
+    assert counted.pixels.tolist() == [0, 1, 0, 0]  # a half, in (1/4, 1/2]
+
+
+@pytest.mark.parametrize("void", [0, 255])
+def test_void_pixels_change_no_temperature_and_no_error(void):
+    logits, target = drawn(2.0)
+    target[:, :7] = void
+    kept, logits_kept = target[:, 7:], logits[:, :, 7:]
+    found = best_temperature(logits, target, ignore_index=void)
+    assert found == pytest.approx(best_temperature(logits_kept, kept, ignore_index=void))
+    whole, part = Calibration(ignore_index=void), Calibration(ignore_index=void)
+    whole.update(logits, target)
+    part.update(logits_kept, kept)
+    assert whole.error() == pytest.approx(part.error())
+
+
 @given(st.floats(0.2, 5), st.integers(0, 100))
 def test_no_other_temperature_has_a_smaller_cross_entropy(scale, seed):
     logits, target = drawn(1.0, seed, (1, 3, 6, 6))
@@ -83,12 +102,14 @@ def test_the_temperature_stays_finite_for_a_perfect_network():
     ("call", "message"),
     [
         (lambda x, y: Calibration(bins=0), "bins: .* 0"),
+        (lambda x, y: Calibration().update([1.0], y), "logits: expected a tensor; got list"),
         (lambda x, y: Calibration().update(x[0], y), "logits: "),
         (lambda x, y: Calibration().update(x, y[:, :2]), "target: expected int64"),
         (lambda x, y: Calibration().update(x, y + 7), "target"),
+        (lambda x, y: Calibration().update(x / 0, y), "logits: expected finite"),
         (lambda x, y: best_temperature(x, torch.full_like(y, 255)), "target: .* not void"),
     ],
 )
 def test_bad_input_is_named(call, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         call(torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.int64))

@@ -372,6 +372,23 @@ def test_float32_keeps_its_digits_over_half_a_million_pixels(loss):
     torch.testing.assert_close(found, loss(logits, target), rtol=1e-6, atol=0)
 
 
+def test_float32_keeps_its_digits_where_one_class_fills_a_million_pixels():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 2, 1024, 1024, generator=generator)
+    target = (torch.rand(1, 1024, 1024, generator=generator) < 0.02).long()
+    found = dice_loss(logits, target).double()
+    torch.testing.assert_close(found, dice_loss(logits.double(), target), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("combined", (True, False))
+def test_a_second_derivative_of_dice_is_refused_and_not_left_out(combined):
+    loss = weighted_sum((1, cross_entropy), (1, dice_loss)) if combined else dice_loss
+    logits, target, _ = example()
+    logits.requires_grad_()
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(loss(logits, target), logits, create_graph=True)
+
+
 @pytest.mark.parametrize("loss", (dice_loss, lovasz_softmax))
 def test_float32_keeps_the_digits_of_the_gradient(loss):
     # No two errors are so close that rounding could exchange their order.

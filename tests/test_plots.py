@@ -325,6 +325,13 @@ IMAGE, TRUTH, PREDICTION = scenes()
             "^images: expected 1, one for each map; got 2$",
         ),
         (lambda: plots.u_shape((8,), 64), ValueError, r"^features: .* \[8\]"),
+        (lambda: plots.curves({"a": [1]}, x=[0], log_x=True), ValueError, "^x: .* above 0"),
+        (
+            lambda: plots.curves({"a": [1, 2]}, spread={"a": [1]}),
+            ValueError,
+            "^spread: .* 1 for 'a'$",
+        ),
+        (lambda: plots.curves({"a": [1]}, spread={"b": [1]}), ValueError, "^spread: .* 'b'$"),
         (lambda: plots.reliability({}), ValueError, "^calibrations: expected 1 to 7, got 0$"),
         (lambda: plots.table([[1]], ["a", "b"]), ValueError, "^rows: expected 2 cells in each"),
     ],

@@ -1,5 +1,6 @@
 """Recorded results: what a chapter compares with, and what the pages are filled from."""
 
+import dataclasses
 import json
 
 import pytest
@@ -137,12 +138,35 @@ def test_the_figures_that_chapter_06_promises_are_reached():
     assert tuned.value - plain.value >= 0.15
 
 
-def test_no_comparison_of_speed_is_lost():
-    """`make bench` records our time over that of the fastest library."""
-    ratios = {r.experiment: r.value for r in results.records() if r.metric == "time_ratio"}
-    limits = {name: 1.05 for name in ratios if not name.startswith("bench rendering")}
-    assert {name for name in limits if ratios[name] > limits[name]} == set()
-    assert {"bench unet 64", "bench loss Lovász"} <= set(ratios)
+@pytest.mark.parametrize(
+    "name",
+    [f"unet {size}" for size in (64, 97, 128)]
+    + ["loss cross entropy", "loss label smoothing", "loss focal", "loss Dice"]
+    + ["loss Jaccard", "loss Tversky", "loss Lovász"],
+)
+def test_no_other_library_is_faster(name):
+    """Our time over theirs, as `make bench` recorded it; five per cent are noise."""
+    assert results.find(f"bench {name}", "time_ratio").value <= 1.05
+
+
+def test_a_ratio_is_shown_with_two_digits():
+    assert record("time_ratio", values=(0.984,), spread=None).text() == "0.98"
+
+
+@pytest.mark.parametrize("name", ["fcn8s", "unet_10_augmented", "loss_weighted_focal_2"])
+def test_an_experiment_of_each_kind_runs_also_with_a_batch_larger_than_its_set(monkeypatch, name):
+    monkeypatch.setenv("SEGCOURSE_PRESET", "smoke")
+    budget = dataclasses.replace(experiments.preset(), batch_size=16)
+    monkeypatch.setattr(experiments, "preset", lambda: budget)
+    for cached in (experiments._data, experiments._large_stars, experiments._before_tuning):
+        cached.cache_clear()
+    run = experiments.EXPERIMENTS[name](seed=0)
+    for cached in (experiments._data, experiments._large_stars, experiments._before_tuning):
+        cached.cache_clear()
+    assert set(experiments.METRICS) <= set(run.scores)
+    assert all(0 <= score <= 1 for score in run.scores.values())
+    if name.startswith("loss"):
+        assert run.scores["calibration_error"] > run.scores["scaled_error"] > 0
 
 
 def test_an_unknown_experiment_is_named():

@@ -9,8 +9,10 @@ MIN_SIDE = 32
 def check_image(image: Tensor, *, channels: int = 3, min_side: int = MIN_SIDE) -> None:
     """Raise ValueError unless `image` is a floating-point [B, channels, H, W] with B >= 1.
 
-    H and W are at least `min_side` pixels.
+    H and W are at least `min_side` pixels. TypeError for what is no tensor.
     """
+    if not isinstance(image, Tensor):
+        raise TypeError(f"image: expected a tensor; got {type(image).__name__}")
     if image.ndim != 4 or image.shape[0] == 0 or image.shape[1] != channels:
         raise ValueError(
             f"image: expected [B, {channels}, H, W] with B >= 1; got {list(image.shape)}"
@@ -27,7 +29,7 @@ def check_image(image: Tensor, *, channels: int = 3, min_side: int = MIN_SIDE) -
 def check_counts(**counts: int) -> None:
     """Raise ValueError unless every argument is a whole number of at least 1."""
     for name, value in counts.items():
-        if not isinstance(value, int) or value < 1:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name}: expected a whole number of at least 1; got {value!r}")
 
 

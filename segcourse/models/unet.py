@@ -185,6 +185,11 @@ class AttentionGate(nn.Module):
         nn.init.constant_(self.psi.bias, 2.0)
 
     def forward(self, skip: Tensor, gating: Tensor) -> Tensor:
+        if gating.shape[2:] != (skip.shape[2] // 2, skip.shape[3] // 2):
+            raise ValueError(
+                f"gating: expected half the height and width of skip, {list(skip.shape[2:])}; "
+                f"got {list(gating.shape[2:])}"
+            )
         alpha = torch.sigmoid(self.psi(F.relu(self.theta(skip) + self.phi(gating))))
         alpha = F.interpolate(alpha, scale_factor=2, mode="bilinear", align_corners=False)
         return extend(alpha, skip)

@@ -26,7 +26,7 @@ def unet(features: tuple[int, ...], size: int, batch: int) -> list:
         "theirs": lambda: training_step(theirs, image, target),
     })  # fmt: skip
     found = ratio(times["ours"], times["theirs"])
-    record(f"unet {size}", found)
+    record(f"unet {size}", found, times["ours"])
     name = f"{features[0]} to {features[-1]}"
     return [name, size, batch, statistics.median(times["ours"]), found]
 

@@ -38,7 +38,7 @@ def rendering(size: int) -> list:
         "objects": lambda: shapes("objects", 3, 9),
         "all": lambda: shapes("all", 10, 10),
     })  # fmt: skip
-    record(f"rendering {size}", ratio(times["ours"], times["objects"]))
+    record(f"rendering {size}", ratio(times["ours"], times["objects"]), times["ours"])
     rates = (1 / ratio(times["ours"], times[name]) for name in ("objects", "all"))
     return [size, BATCH / statistics.median(times["ours"]), *rates]
 

@@ -81,7 +81,12 @@ def test_a_wrong_image_is_named(image, message):
         check_image(image, channels=2, min_side=4)
 
 
-@pytest.mark.parametrize("count", (0, -3, 2.0, "2", None))
+def test_what_is_no_tensor_is_named():
+    with pytest.raises(TypeError, match="image: expected a tensor; got list"):
+        check_image([1.0, 2.0])
+
+
+@pytest.mark.parametrize("count", (0, -3, 2.0, "2", None, True))
 def test_a_wrong_count_is_named(count):
     check_counts(classes=1, width=64)
     with pytest.raises(ValueError, match=f"width: .* at least 1; got {count!r}"):

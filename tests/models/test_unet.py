@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from segcourse.models.unet import AttentionUNet, UNet, extend
+from segcourse.models.unet import AttentionGate, AttentionUNet, UNet, extend
 from segcourse.profiling import receptive_field
 
 NETWORKS = (UNet, AttentionUNet)
@@ -272,6 +272,12 @@ def test_the_gates_let_most_of_everything_pass_at_the_start():
     torch.manual_seed(0)
     for alpha in AttentionUNet(3, 2, FEATURES).attention(torch.rand(4, 3, 64, 64)):
         assert alpha.quantile(0.1) > 0.5 and alpha.mean() > 0.65
+
+
+def test_a_gate_refuses_a_gating_signal_of_another_grid():
+    gate = AttentionGate(4, 8)
+    with pytest.raises(ValueError, match=r"gating: .* \[16, 17\]; got \[1, 1\]"):
+        gate(torch.rand(1, 4, 16, 17), torch.rand(1, 8, 1, 1))
 
 
 def test_every_part_of_a_gate_learns():

@@ -5,8 +5,13 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
-from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassCalibrationError,
+    MulticlassJaccardIndex,
+)
 
+from segcourse.calibration import Calibration
 from segcourse.metrics import (
     BoundaryIoU,
     ConfusionMatrix,
@@ -152,3 +157,16 @@ def test_the_default_width_is_the_one_used():
     prediction, target = blobs(5, shape=(6, 96, 160))
     assert torch.equal(boundary_iou(prediction, target), boundary_iou(prediction, target, 4))
     assert not torch.equal(boundary_iou(prediction, target), boundary_iou(prediction, target, 3))
+
+
+def test_the_calibration_error_is_that_of_torchmetrics():
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(3, 5, 40, 40, generator=generator)
+    target = torch.randint(0, 5, (3, 40, 40), generator=generator)
+    target[:, :5] = 255
+    theirs = MulticlassCalibrationError(5, n_bins=15, norm="l1", ignore_index=255)
+    ours = Calibration()
+    for i in range(3):
+        ours.update(logits[i : i + 1], target[i : i + 1])
+        theirs.update(logits[i : i + 1].softmax(1), target[i : i + 1])
+    assert ours.error() == pytest.approx(theirs.compute().item(), abs=1e-6)
