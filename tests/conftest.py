@@ -5,6 +5,7 @@ from pathlib import Path
 import hypothesis
 import nbformat
 import pytest
+import torchvision_shim  # noqa: F401  before any library that imports torchvision
 
 # No time limit for an example: machines that share their cores would fail at random.
 hypothesis.settings.register_profile("course", deadline=None)

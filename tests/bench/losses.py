@@ -7,7 +7,7 @@ of the time.
 import functools
 import statistics
 
-import parity.conftest  # noqa: F401  lets torchvision load, which the libraries import
+import torchvision_shim  # noqa: F401  before the libraries that import torchvision
 
 # isort: split
 import kornia.losses as kornia
