@@ -25,6 +25,7 @@ import segcourse
 from segcourse import losses, results
 from segcourse.augmentation import Augmented
 from segcourse.calibration import Calibration, best_temperature
+from segcourse.exercises.model import FEATURES, FILE
 from segcourse.models.fcn import FCN8s, FCN16s, FCN32s
 from segcourse.models.unet import AttentionUNet, UNet
 from segcourse.toyscape import CLASSES, NUM_CLASSES, VOID, Prerendered, Toyscape
@@ -194,6 +195,17 @@ EXPERIMENTS: dict[str, Callable[[int], Run]] = {
 }
 
 
+def save_exercise_model() -> None:
+    """Train the network of the exercises and write its weights beside `exercises/model.py`."""
+    train, _, weights = _data()
+    torch.manual_seed(SEEDS[0])
+    model = UNet(3, NUM_CLASSES, FEATURES)
+    loss = pixel_loss(F.cross_entropy, weight=weights, ignore_index=VOID)
+    fit(model, train, loss, 500, seed=SEEDS[0])
+    torch.save(model.cpu().state_dict(), FILE)
+    print(f"wrote {FILE.name}, {FILE.stat().st_size / 1000:.0f} kB")
+
+
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 
@@ -275,12 +287,14 @@ def _commit() -> str:
 def main(names: list[str]) -> None:
     """Record the experiments and chapters with these names, all of them for an empty list."""
     chapters = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
-    if unknown := set(names) - set(EXPERIMENTS) - set(chapters):
-        known = ", ".join([*EXPERIMENTS, *chapters])
+    if unknown := set(names) - set(EXPERIMENTS) - {"exercise_model"} - set(chapters):
+        known = ", ".join([*EXPERIMENTS, "exercise_model", *chapters])
         raise SystemExit(f"unknown: {', '.join(sorted(unknown))}; there are {known}")
-    for name in names or [*EXPERIMENTS, *chapters]:
+    for name in names or [*EXPERIMENTS, "exercise_model", *chapters]:
         if name in EXPERIMENTS:
             record(name)
+        elif name == "exercise_model":
+            save_exercise_model()
         else:
             record_chapter(name)
 

@@ -1,0 +1,13 @@
+"""The network that ships with the exercises."""
+
+from segcourse import results
+from segcourse.exercises.model import FILE, trained_unet
+from segcourse.toyscape import Toyscape
+from segcourse.training import evaluate
+
+
+def test_the_trained_network_is_small_and_as_good_as_those_of_chapter_02():
+    assert FILE.stat().st_size < 300_000
+    scores = evaluate(trained_unet(), Toyscape("val", length=200).prerender())
+    low, high = results.find("unet", "miou").band()
+    assert low <= scores.miou <= high
