@@ -41,6 +41,7 @@ test: book ## build the book and run all tests
 
 results: $(READY) ## run the experiments behind the recorded results (an hour or two)
 	@$(BIN)/python -m segcourse.experiments
+	@PYTHONPATH=tests $(BIN)/python -m hidden.effects
 	@$(BIN)/python -m segcourse.results README.md book/*.md
 
 bench: $(READY) ## time scenes, models and losses beside other libraries, record the ratios

@@ -1,13 +1,22 @@
 """Instant answers to a student's code.
 
 `try_it` serves the small exercises at the end of a chapter, whose cases stand in the notebook.
+`check` serves the three graded exercises, each with a module here that holds its contract and the
+public test of each property.
 """
 
 import copy
+import importlib
+import inspect
+import traceback
 from collections.abc import Callable
 from typing import Any
 
 import torch
+
+from segcourse.exercises.contract import LocalCall
+
+EXERCISES = ("boundary_loss", "tta_predict", "dense_crf")
 
 
 def try_it(function: Callable, *cases: tuple[tuple, Any]) -> None:
@@ -35,6 +44,77 @@ def try_it(function: Callable, *cases: tuple[tuple, Any]) -> None:
         else:
             print(f"[ ] case {number}: got {_short(found)}, expected {_short(expected)}")
     print(f"{name}: {right} of {len(cases)} cases right")
+
+
+def check(name: str, function: Callable) -> None:
+    """Run the public tests of a graded exercise and print, property by property, what holds.
+
+    Args:
+        name: of the exercise, one of `EXERCISES`. An unknown one raises ValueError.
+        function: what the student wrote. One that raises NotImplementedError was not attempted.
+
+    A property that does not hold comes with a hint, an exception with the lines of the student's
+    code that it went through. The grader tests the same properties on other inputs.
+    """
+    if name not in EXERCISES:
+        raise ValueError(f"name: expected one of {', '.join(EXERCISES)}; got {name!r}")
+    if not callable(function):
+        raise TypeError(f"function: expected a function; got {type(function).__name__}")
+    exercise = importlib.import_module(f"{__name__}.{name}")
+    results, seen = [], set()
+    for item, test in exercise.PUBLIC.items():
+        try:
+            test(LocalCall(function))
+        except Exception as error:
+            if not results and _is_stub(function, error):
+                print(f"{name}: not attempted yet")
+                return
+            fault = _fault(function, error)
+            print(f"[ ] {item}: {fault if fault not in seen else 'the same error as above'}")
+            print(f"      hint: {exercise.CONTRACT[item].hint}")
+            if not isinstance(error, AssertionError):
+                seen.add(fault)
+            results.append(False)
+        else:
+            print(f"[x] {item}: passed")
+            results.append(True)
+    if all(results):
+        print(f"{name}: public checks passed")
+    else:
+        print(f"{name}: {sum(results)} of {len(results)} passed")
+
+
+def _fault(function: Callable, error: Exception) -> str:
+    """What went wrong, without anything of the package's code."""
+    if isinstance(error, AssertionError):
+        return f"failed, {error}" if str(error) else "failed"
+    error = error.__cause__ or error  # the student's own, if it is an AnswerError
+    frames = traceback.StackSummary.extract(_own_frames(function, error))
+    lines = [f"\n      line {frame.lineno} of {frame.name}: {frame.line}" for frame in frames]
+    return f"{type(error).__name__}: {error}{''.join(lines)}"
+
+
+def _is_stub(function: Callable, error: Exception) -> bool:
+    """Whether the student's code says that it is not written yet.
+
+    torch, too, raises NotImplementedError, for numbers of a type that it cannot compute with.
+    """
+    if not isinstance(error, NotImplementedError):
+        return False
+    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+    (last,) = traceback.StackSummary.extract([(frame, line)])
+    # The line is empty where the code came from no file.
+    return (frame, line) in _own_frames(function, error) and "raise" in (last.line or "raise")
+
+
+def _own_frames(function: Callable, error: Exception) -> list[tuple]:
+    """Where in the student's code an error came by: frames and line numbers, outermost first.
+
+    The student's code is what shares the global names of the function, so all cells of a notebook
+    belong to it.
+    """
+    own = getattr(inspect.unwrap(function), "__globals__", None)
+    return [place for place in traceback.walk_tb(error.__traceback__) if place[0].f_globals is own]
 
 
 def _agree(found: Any, expected: Any) -> bool:
