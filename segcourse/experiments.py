@@ -51,6 +51,12 @@ def _data() -> tuple[Prerendered, Prerendered, torch.Tensor]:
     return train, val, class_weights(train, NUM_CLASSES)
 
 
+def scenes() -> dict[str, torch.Tensor]:
+    """All validation scenes in one batch."""
+    _, val, _ = _data()
+    return val.batch(torch.arange(len(val)))
+
+
 @dataclass(frozen=True)
 class Run:
     """What one run of an experiment did: its steps, and its scores by metric."""

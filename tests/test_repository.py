@@ -110,7 +110,9 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.name.startswith(f"segcourse-{segcourse.__version__}-")
     held = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
-    files = [p for end in ("py", "json", "pt") for p in (ROOT / "segcourse").rglob(f"*.{end}")]
+    files = [
+        p for end in ("py", "json", "pt", "npz") for p in (ROOT / "segcourse").rglob(f"*.{end}")
+    ]
     assert held == {p.relative_to(ROOT).as_posix() for p in files}
 
 

@@ -1,8 +1,8 @@
 """Instant answers to a student's code.
 
-`try_it` serves the small exercises at the end of a chapter, whose cases stand in the notebook.
-`check` serves the three graded exercises, each with a module here that holds its contract and the
-public test of each property.
+`try_it` serves the small exercises of a chapter, whose cases stand in the notebook. `task`,
+`check` and `answers` serve the three graded exercises, each with a module here that holds its
+contract and the public test of each property.
 """
 
 import copy
@@ -10,13 +10,18 @@ import importlib
 import inspect
 import traceback
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from segcourse.exercises.contract import LocalCall
 
 EXERCISES = ("boundary_loss", "tta_predict", "dense_crf")
+RECORDED = Path(__file__).with_name("recorded")  # an .npz for each exercise, by `make results`
 
 
 def try_it(function: Callable, *cases: tuple[tuple, Any]) -> None:
@@ -56,11 +61,9 @@ def check(name: str, function: Callable) -> None:
     A property that does not hold comes with a hint, an exception with the lines of the student's
     code that it went through. The grader tests the same properties on other inputs.
     """
-    if name not in EXERCISES:
-        raise ValueError(f"name: expected one of {', '.join(EXERCISES)}; got {name!r}")
+    exercise = _exercise(name)
     if not callable(function):
         raise TypeError(f"function: expected a function; got {type(function).__name__}")
-    exercise = importlib.import_module(f"{__name__}.{name}")
     results, seen = [], set()
     for item, test in exercise.PUBLIC.items():
         try:
@@ -82,6 +85,60 @@ def check(name: str, function: Callable) -> None:
         print(f"{name}: public checks passed")
     else:
         print(f"{name}: {sum(results)} of {len(results)} passed")
+
+
+class Page(str):
+    """Text that a notebook shows as Markdown."""
+
+    def _repr_markdown_(self) -> str:
+        return self
+
+
+def task(name: str) -> Page:
+    """What a graded exercise asks for, and the points of each property, for a notebook to show."""
+    exercise = _exercise(name)
+    title, _, text = exercise.__doc__.partition("\n")
+    contract = exercise.CONTRACT
+    rows = [
+        f"| {item.name} | {'needed' if item.points is None else item.points} |"
+        for item in contract.properties
+    ]
+    return Page(
+        f"**{title}**\n{text}\n"
+        f"**Points**, {contract.total} in all, and none without what is needed:\n\n"
+        + "\n".join(["| property | points |", "| --- | ---: |", *rows])
+    )
+
+
+def answers(name: str, run: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What `run` returns, which calls the student's function; recorded answers as long as it is a
+    stub, so that the rest of the chapter has something to show.
+
+    Args:
+        name: of the exercise, one of `EXERCISES`.
+        run: gives tensors by name. It must be written in the notebook, like the function.
+    """
+    try:
+        return run()
+    except NotImplementedError as error:
+        if not _is_stub(run, error):
+            raise
+        print(f"{name}: not attempted yet. What follows was recorded with a right answer.")
+        return recorded(name)
+
+
+def recorded(name: str) -> dict[str, Tensor]:
+    """Tensors that belong to an exercise, by name: figures of its contract, and what a right
+    answer gave in its chapter."""
+    _exercise(name)
+    with np.load(RECORDED / f"{name}.npz") as file:
+        return {key: torch.from_numpy(file[key]) for key in file.files}
+
+
+def _exercise(name: str) -> ModuleType:
+    if name not in EXERCISES:
+        raise ValueError(f"name: expected one of {', '.join(EXERCISES)}; got {name!r}")
+    return importlib.import_module(f"{__name__}.{name}")
 
 
 def _fault(function: Callable, error: Exception) -> str:

@@ -39,8 +39,6 @@ a lattice, which is quicker and approximates. Both are right here. Therefore mos
 
 Source: P. Krähenbühl, V. Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge
 Potentials", NIPS 2011. The normalisation and the clipped unary are those of their code.
-
-The rest of this file is the contract with its points, and the public tests.
 """
 
 import torch

@@ -1,5 +1,7 @@
 """Exercise 2: the mean prediction over scaled and mirrored views of an image.
 
+You write
+
     tta_predict(model, x, *, scales=(0.75, 1.0, 1.25), flip=True) -> Tensor [B,C,H,W]
 
 `model` maps images [B,3,h,w] of any size to logits [B,C,h',w'], often smaller than the images:
@@ -24,9 +26,6 @@ ValueError for empty `scales` and for a scale that is not above 0.
 
 Test-time augmentation of this kind: L.-C. Chen et al., "Encoder-Decoder with Atrous Separable
 Convolution for Semantic Image Segmentation", ECCV 2018.
-
-The rest of this file is the contract with its points, the models that tests hand to the function,
-and the public tests.
 """
 
 from __future__ import annotations
