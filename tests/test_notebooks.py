@@ -36,7 +36,19 @@ SECTIONS = [
     "Quiz",
     "References",
 ]
+EXERCISE_SECTIONS = [
+    "See the problem",
+    "The idea",
+    "Warm up",
+    "Your turn",
+    "See it work",
+    "Going further",
+    "Recap",
+    "Quiz",
+    "References",
+]
 CONCEPT = {"00_pixels_and_metrics"}  # chapters without a model of their own
+EXERCISES = {"07_boundary_loss", "08_multi_scale_tta", "09_crf"}
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
@@ -115,7 +127,9 @@ def sections(nb, name):
     text = "\n\n".join(markdown(nb))
     faults = [] if len(re.findall(r"^# ", text, re.M)) == 1 else ["not exactly one title"]
     wanted = [s for s in SECTIONS if name not in CONCEPT or s not in ("Build it", "Train")]
-    found = [h for h in re.findall(r"^## (.*)$", text, re.M) if h in SECTIONS]
+    wanted = EXERCISE_SECTIONS if name in EXERCISES else wanted
+    known = {*SECTIONS, *EXERCISE_SECTIONS}
+    found = [h for h in re.findall(r"^## (.*)$", text, re.M) if h in known]
     return faults + ([] if found == wanted else [f"sections {found}, not {wanted}"])
 
 
@@ -321,6 +335,7 @@ BROKEN_SOURCES = [
     (sections, replace(1, "# Title", "Title")),
     (sections, replace("Break it", "Break it", "Break")),
     (sections, lambda nb: nb.cells.append(new_markdown_cell("## Train"))),
+    (sections, lambda nb: nb.cells.append(new_markdown_cell("## Warm up"))),
     (
         quiz,
         replace(

@@ -149,6 +149,12 @@ def test_no_other_library_is_faster(name):
     assert results.find(f"bench {name}", "time_ratio").value <= 1.05
 
 
+def test_the_lattice_is_quick():
+    """Beside pydensecrf, and in how its time grows beside N log N."""
+    assert results.find("bench dense CRF", "time_ratio").value <= 2.5
+    assert results.find("bench lattice growth", "time_ratio").value <= 1.05
+
+
 def test_a_ratio_is_shown_with_two_digits():
     assert record("time_ratio", values=(0.984,), spread=None).text() == "0.98"
 

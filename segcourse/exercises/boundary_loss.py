@@ -200,7 +200,7 @@ def _value(call: Call, *args: Any, **kwargs: Any) -> Tensor:
 
 def _pull(call: Call, target: Tensor, **options: Any) -> Tensor:
     """Each pixel's share of the gradient where all classes are equally likely, [B, H, W]."""
-    _, gradient = call.gradient("pred", _flat(target, 4), target, **options)
+    _, gradient = call.gradient(_flat(target, 4), target, **options)
     pull = gradient.abs().sum(dim=1)
     return pull / pull.sum()
 
@@ -227,7 +227,7 @@ _SCENE = _mask(
 
 def _finite_number(call: Call) -> None:
     target = _mask("0000/0011/0211")
-    value, gradient = call.gradient("pred", _waves(target, 3), target)
+    value, gradient = call.gradient(_waves(target, 3), target)
     if value.dtype not in (torch.float32, torch.float64):
         raise AssertionError(f"float32 or float64 is expected; got {value.dtype}")
     expect_close(value, value)
@@ -271,10 +271,10 @@ def _uniform(call: Call) -> None:
 def _renaming(call: Call) -> None:
     target = _mask("0000/0002/0100/0010", "0011/0012/3322/3330")
     pred = _waves(target, 4)
-    value, gradient = call.gradient("pred", pred, target)
+    value, gradient = call.gradient(pred, target)
     for old in ([3, 2, 1, 0], [1, 3, 0, 2]):  # the old name of each class
         new = torch.tensor(old).argsort()
-        renamed = call.gradient("pred", pred[:, old], new[target])
+        renamed = call.gradient(pred[:, old], new[target])
         expect_close(renamed[0], value)
         expect_close(renamed[1], gradient[:, old])
 
@@ -326,7 +326,7 @@ def _flips(call: Call) -> None:
 def _void(call: Call) -> None:
     target = _mask("000.../000..1/0000.1/000000/220000")
     pred = _waves(target, 3)
-    value, gradient = call.gradient("pred", pred, target)
+    value, gradient = call.gradient(pred, target)
     void = (target == _VOID).unsqueeze(1).expand_as(pred)
     if gradient[void].any():
         raise AssertionError("a void pixel has a gradient")
@@ -347,17 +347,17 @@ def _void_strip(call: Call) -> None:
 def _other_ignore_index(call: Call) -> None:
     target = _mask("00.00/00.02/.0022/00222")
     pred = _waves(target, 3)
-    value, gradient = call.gradient("pred", pred, target)
+    value, gradient = call.gradient(pred, target)
     for label in (-1, 100, 1):
         other = target.masked_fill(target == _VOID, label)
-        found = call.gradient("pred", pred, other, ignore_index=label)
+        found = call.gradient(pred, other, ignore_index=label)
         expect_close(found[0], value)
         expect_close(found[1], gradient)
 
 
 def _all_void(call: Call) -> None:
     target = _mask(".../...")
-    value, gradient = call.gradient("pred", _waves(target, 3), target)
+    value, gradient = call.gradient(_waves(target, 3), target)
     _expect_number(value, 0.0)
     expect_close(gradient, torch.zeros_like(gradient))
 
@@ -381,7 +381,7 @@ def _gradient(call: Call) -> None:
     # The slope along a direction, beside the difference of the values at both sides.
     pred = _waves(_SCENE, 3).double()
     direction = _waves(_SCENE, 3, size=1.0).double().flip(-1)
-    _, gradient = call.gradient("pred", pred, _SCENE)
+    _, gradient = call.gradient(pred, _SCENE)
     ahead, behind = (_value(call, pred + step * direction, _SCENE) for step in (0.05, -0.05))
     expect_close((gradient * direction).sum(), (ahead - behind) / 0.1, tolerance=1e-3)
 

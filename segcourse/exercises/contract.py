@@ -8,7 +8,6 @@ black box: arguments in, tensors and gradients out.
 """
 
 import copy
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -68,8 +67,8 @@ class Call(Protocol):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the function returns. Arguments are copied first, since it may change them."""
 
-    def gradient(self, argument: str, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """The value returned, a 0-d tensor, and its gradient in the argument of that name."""
+    def gradient(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """The value returned, a 0-d tensor, and its gradient in the first argument."""
 
 
 Test = Callable[[Call], None]
@@ -89,16 +88,12 @@ class LocalCall:
         args, kwargs = copy.deepcopy((args, kwargs))
         return self._run(args, kwargs)
 
-    def gradient(self, argument: str, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def gradient(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         args, kwargs = copy.deepcopy((args, kwargs))
-        try:
-            bound = inspect.signature(self.function).bind(*args, **kwargs)
-        except TypeError as error:
-            raise AnswerError(f"{type(error).__name__}: {error}") from error
-        wrt = bound.arguments[argument].requires_grad_()
-        value = self._run(bound.args, bound.kwargs)
+        wrt = args[0].requires_grad_()
+        value = self._run(args, kwargs)
         if not (isinstance(value, Tensor) and value.ndim == 0 and value.requires_grad):
-            raise AssertionError(f"a 0-d tensor with a gradient in {argument} is expected")
+            raise AssertionError("a 0-d tensor with a gradient in the first argument is expected")
         (gradient,) = torch.autograd.grad(value, wrt, allow_unused=True)
         return value.detach(), torch.zeros_like(wrt) if gradient is None else gradient
 

@@ -10,7 +10,7 @@ probabilities, the mean over all views.
 
 **The views.** Each scale s in `scales` gives the images at floor(H * s + 0.5) rows and
 floor(W * s + 0.5) columns, at least 1 each; with `flip=True` also the mirror image of that, left
-and right exchanged. Scales of which two give the same size, or which are equal, count twice.
+and right exchanged. Two scales that are equal, or give the same size, are two scales all the same.
 
 **From a view back to the image.** Mirror the logits of a mirrored view back, resize the logits to
 H rows and W columns in one step, take the softmax over the classes. These probabilities are

@@ -110,7 +110,7 @@ def stripes(g: Generator, classes: int) -> Tensor:
 def expect_right(call: Call, pred: Tensor, target: Tensor, **options: object) -> None:
     """The value and the gradient are those of the oracle."""
     expected, slope = oracle(pred, target, **options)
-    value, gradient = call.gradient("pred", pred, target, **options)
+    value, gradient = call.gradient(pred, target, **options)
     expect_close(value, expected)
     # Times the number of pixels: an absolute tolerance would hide a small gradient.
     expect_close(gradient * target.numel(), slope * target.numel(), tolerance=3e-5)
@@ -127,7 +127,7 @@ def number(call: Call, *args: object, **options: object) -> Tensor:
 def pull_of(call: Call, target: Tensor, classes: int, **options: object) -> Tensor:
     """How hard each pixel pulls where all classes are equally likely, at most 1."""
     pred = torch.zeros(len(target), classes, *target.shape[1:])
-    _, gradient = call.gradient("pred", pred, target, **options)
+    _, gradient = call.gradient(pred, target, **options)
     pull = gradient.double().abs().sum(dim=1)
     return pull / pull.max()
 
@@ -147,7 +147,7 @@ def finite_number(call: Call, g: Generator) -> None:
     for images, height, width, classes in ((1, 5, 7, 2), (2, 8, 6, 3), (3, 12, 9, 6)):
         target = scenes(g, images, height, width, classes)
         pred = logits(g, target, classes)
-        value, gradient = call.gradient("pred", pred, target)
+        value, gradient = call.gradient(pred, target)
         expect_wide(value)
         expect_close(value, value)
         if gradient.shape != pred.shape or not gradient.isfinite().all():
@@ -174,7 +174,7 @@ def a_mistake_at_the_edge_costs_more(call: Call, g: Generator) -> None:
     edge = whole(g, 4, side - 4)
     target = (torch.arange(side) >= edge).long().expand(1, 5, side).contiguous()
     pred = torch.zeros(1, 2, 5, side)
-    _, gradient = call.gradient("pred", pred, target)
+    _, gradient = call.gradient(pred, target)
     pull = gradient.abs().sum(dim=1)[0, 2]
     if not pull[edge - 1 : edge + 1].max() > 1.1 * pull[[edge - 3, edge + 2]].max():
         raise AssertionError("a pixel at the edge weighs no more than one far from it")
@@ -338,7 +338,7 @@ def logits_at_void(call: Call, g: Generator) -> None:
 def void_has_no_gradient(call: Call, g: Generator) -> None:
     target = noise(g, 2, 6, 7, 3, void=0.5)
     pred = logits(g, target, 3)
-    _, gradient = call.gradient("pred", pred, target, width=2)
+    _, gradient = call.gradient(pred, target, width=2)
     if gradient[(target == VOID).unsqueeze(1).expand_as(pred)].any():
         raise AssertionError("a void pixel has a gradient")
 
@@ -381,10 +381,10 @@ def other_ignore_index(call: Call, g: Generator) -> None:
     target = scenes(g, 2, 8, 8, 3, void=0.15)
     target[:, 0, 0] = VOID
     pred = logits(g, target, 3)
-    expected = call.gradient("pred", pred, target)
+    expected = call.gradient(pred, target)
     for label in (-1, -100, whole(g, 3, 99)):
         other = target.masked_fill(target == VOID, label)
-        found = call.gradient("pred", pred, other, ignore_index=label)
+        found = call.gradient(pred, other, ignore_index=label)
         for one, another in zip(found, expected, strict=True):
             expect_close(one, another)
 
@@ -402,7 +402,7 @@ def all_void(call: Call, g: Generator) -> None:
     for classes in (2, 4):
         target = torch.full((2, whole(g, 1, 5), whole(g, 1, 5)), VOID)
         pred = logits(g, target, classes)
-        value, gradient = call.gradient("pred", pred, target)
+        value, gradient = call.gradient(pred, target)
         expect_close(value, torch.tensor(0.0))
         expect_close(gradient, torch.zeros_like(pred))
 
@@ -411,7 +411,7 @@ def all_void_with_options(call: Call, g: Generator) -> None:
     target = torch.full((1, 4, 4), VOID)
     pred = logits(g, target, 3)
     options = {"width": 2, "class_weight": torch.rand(3, generator=g)}
-    value, gradient = call.gradient("pred", pred, target, **options)
+    value, gradient = call.gradient(pred, target, **options)
     expect_close(value, torch.tensor(0.0))
     expect_close(gradient, torch.zeros_like(pred))
 
@@ -458,7 +458,7 @@ def gradient_in_closed_form(call: Call, g: Generator) -> None:
 def gradient_and_differences(call: Call, g: Generator) -> None:
     target = scenes(g, 1, 6, 6, 3)
     pred = logits(g, target, 3).double()
-    _, gradient = call.gradient("pred", pred, target)
+    _, gradient = call.gradient(pred, target)
     # Wide steps: an answer may compute in float32.
     for _ in range(8):
         direction = torch.randn(pred.shape, generator=g, dtype=torch.float64)
@@ -470,7 +470,7 @@ def gradient_and_differences(call: Call, g: Generator) -> None:
 def large_logits(call: Call, g: Generator) -> None:
     target = torch.full((2, 6, 7), whole(g, 0, 2))
     pred = logits(g, target, 3, size=1e4)
-    value, gradient = call.gradient("pred", pred, target)
+    value, gradient = call.gradient(pred, target)
     expected, slope = oracle(pred, target)
     expect_close(value, expected)
     # float32 knows a log-sum-exp of this size to 0.001: a near tie shows that in its gradient.
@@ -488,9 +488,9 @@ def a_shift_of_all_logits(call: Call, g: Generator) -> None:
 def float16(call: Call, g: Generator) -> None:
     target = scenes(g, 2, 9, 8, 4)
     pred = logits(g, target, 4).half()
-    value, gradient = call.gradient("pred", pred, target)
+    value, gradient = call.gradient(pred, target)
     expect_wide(value)
-    expected, slope = call.gradient("pred", pred.float(), target)
+    expected, slope = call.gradient(pred.float(), target)
     expect_close(value, expected)
     expect_close(gradient.double() * target.numel(), slope * target.numel(), tolerance=5e-3)
 

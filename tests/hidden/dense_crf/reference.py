@@ -23,8 +23,9 @@ def dense_crf(
     if image.dtype != torch.uint8:
         raise TypeError(f"image: expected uint8; got {image.dtype}")
     height, width = image.shape[:2]
-    place = torch.cartesian_prod(torch.arange(height), torch.arange(width)).view(-1, 2)
-    place = place.to(probs)
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    # In the authors' order, column first: the lattice is not the same in another.
+    place = torch.stack([columns, rows], dim=-1).flatten(0, 1).to(probs)
     colour = image.reshape(-1, 3).to(probs)
     kernels = []
     for weight, features in (
