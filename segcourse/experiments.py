@@ -286,7 +286,8 @@ def _commit() -> str:
         return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True)
 
     commit = git("rev-parse", "--short=10", "HEAD").stdout.strip()
-    changed = git("diff", "--quiet", "HEAD", "--", ".", ":(exclude)results.json").returncode
+    made_here = [":(exclude)results.json", ":(exclude)exercises/*.pt", ":(exclude)exercises/*.npz"]
+    changed = git("diff", "--quiet", "HEAD", "--", ".", *made_here).returncode
     return f"{commit}{'+' if changed else ''}" if commit else "unknown"
 
 
