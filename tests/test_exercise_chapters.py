@@ -12,6 +12,7 @@ import zipfile
 import nbformat
 import pytest
 from address import files
+from bs4 import BeautifulSoup
 from conftest import ROOT, built
 from nbclient import NotebookClient
 
@@ -75,6 +76,16 @@ def test_with_the_stub_the_page_is_full(name):
     assert "What follows was recorded with a right answer." in printed(page)
     assert "[x]" not in printed(page) and "[ ]" not in printed(page)
     assert figures(page) >= 5
+
+
+@each_chapter
+def test_the_page_shows_the_points_as_a_table(name, html):
+    path = html / "notebooks" / f"{CHAPTERS[name]}.html"
+    page = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+    rows = {tuple(td.get_text() for td in tr.select("td")) for tr in page.select("table tr")}
+    contract = importlib.import_module(f"segcourse.exercises.{name}").CONTRACT
+    for item in contract.properties:
+        assert (item.name, "needed" if item.points is None else str(item.points)) in rows
 
 
 @pytest.mark.slow

@@ -14,10 +14,13 @@ def shown(notebook):
     """All that a notebook prints, tabulates and draws, without times."""
     found = []
     for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            text = output.get("text", "") + output.get("data", {}).get("text/plain", "")
-            image = output.get("data", {}).get("image/png", "")
-            found.append((cell.id, SECONDS.sub("TIME", text), image))
+        # What one cell prints may come in one piece or in several.
+        outputs = cell.get("outputs", [])
+        text = "".join(
+            o.get("text", "") + o.get("data", {}).get("text/plain", "") for o in outputs
+        )
+        images = [o.get("data", {}).get("image/png", "") for o in outputs]
+        found.append((cell.id, SECONDS.sub("TIME", text), "".join(images)))
     return found
 
 

@@ -2,8 +2,8 @@
 
 You write
 
-    boundary_loss(pred, target, *, boundary_weight=5.0, width=1, ignore_index=255,
-                  class_weight=None) -> Tensor
+    boundary_loss(pred, target, *, boundary_weight=5.0, width=1,
+                  ignore_index=255, class_weight=None) -> Tensor
 
 `pred` holds logits, floating point [B, C, H, W]; `target` holds labels, int64 [B, H, W], each
 0..C-1 or `ignore_index`, which marks void and may be any whole number, one of 0..C-1 as well.

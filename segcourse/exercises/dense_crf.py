@@ -12,10 +12,12 @@ probabilities too, Q, float32 or wider.
 
 **The model.** Each pixel is connected to each. Two pixels of different labels pay a penalty, the
 higher the more alike they are (Potts: all pairs of different labels pay the same). With p_i the
-row and column of pixel i and c_i its colour, 0..255, they are alike by
+row and column of pixel i and c_i its colour, 0..255, they are alike by a bilateral kernel k1 and a
+Gaussian one, k2:
 
-    k1_ij = exp(-|p_i - p_j|^2 / (2 sxy^2) - |c_i - c_j|^2 / (2 srgb^2))    (bilateral)
-    k2_ij = exp(-|p_i - p_j|^2 / (2 sg^2))                                  (Gaussian)
+    k1_ij = exp(-|p_i - p_j|^2 / (2 sxy^2)
+                -|c_i - c_j|^2 / (2 srgb^2))
+    k2_ij = exp(-|p_i - p_j|^2 / (2 sg^2))
 
 Pixel i itself counts, k_ii = 1. Each kernel is normalised symmetrically: with n_i = sum_j k_ij it
 becomes k_ij / sqrt(n_i n_j). The weights of the two are `w_bilateral` and `w_gauss`.
