@@ -1,4 +1,5 @@
-"""What tests of different kinds share: the notebooks, their executed copies, the built book."""
+"""What tests of different kinds share: the notebooks, their executed copies, the built book, and
+whether an answer fails a hidden test."""
 
 from pathlib import Path
 
@@ -7,11 +8,14 @@ import nbformat
 import pytest
 import torchvision_shim  # noqa: F401  before any library that imports torchvision
 
+from segcourse.exercises.contract import AnswerError, LocalCall
+
 # No time limit for an example: machines that share their cores would fail at random.
 hypothesis.settings.register_profile("course", deadline=None)
 hypothesis.settings.load_profile("course")
 
 ROOT = Path(__file__).resolve().parents[1]
+SECRETS = [bytes([n]) * 16 for n in range(5)]  # of five graders, for the hidden tests
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -20,6 +24,16 @@ def built(path):
     if not path.exists():
         pytest.fail(f"{path.relative_to(ROOT)} is not there: run `make book` first", pytrace=False)
     return path
+
+
+def fails(function, tests):
+    """Does an answer to a graded exercise fail a test? The first failure is enough."""
+    for test in tests:
+        try:
+            test(LocalCall(function))
+        except (AssertionError, AnswerError):
+            return True
+    return False
 
 
 @pytest.fixture(params=NOTEBOOKS)

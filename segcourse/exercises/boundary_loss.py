@@ -45,6 +45,7 @@ from segcourse.exercises.contract import (
     Test,
     expect_close,
     expect_error,
+    expect_tensor,
 )
 
 CONTRACT = Contract(
@@ -168,6 +169,15 @@ CONTRACT = Contract(
     ),
 )
 
+
+def number(call: Call, *args: Any, **kwargs: Any) -> Tensor:
+    """What the function returns; AssertionError unless it is a 0-d tensor."""
+    value = call(*args, **kwargs)
+    if not isinstance(value, Tensor) or value.ndim != 0:
+        raise AssertionError("a 0-d tensor is expected")
+    return value
+
+
 _VOID = 255
 
 
@@ -190,14 +200,6 @@ def _flat(target: Tensor, classes: int) -> Tensor:
     return torch.zeros(len(target), classes, *target.shape[1:])
 
 
-def _value(call: Call, *args: Any, **kwargs: Any) -> Tensor:
-    """What the call returns, which must be a number."""
-    value = call(*args, **kwargs)
-    if not isinstance(value, Tensor) or value.ndim != 0:
-        raise AssertionError("a 0-d tensor is expected")
-    return value
-
-
 def _pull(call: Call, target: Tensor, **options: Any) -> Tensor:
     """Each pixel's share of the gradient where all classes are equally likely, [B, H, W]."""
     _, gradient = call.gradient(_flat(target, 4), target, **options)
@@ -205,8 +207,8 @@ def _pull(call: Call, target: Tensor, **options: Any) -> Tensor:
     return pull / pull.sum()
 
 
-def _expect_number(value: Any, number: float) -> None:
-    expect_close(value, torch.tensor(number, dtype=torch.float64))
+def _expect_number(value: Any, expected: float) -> None:
+    expect_close(value, torch.tensor(expected, dtype=torch.float64))
 
 
 def _expect_band(call: Call, image: str, band: str, **options: Any) -> None:
@@ -228,8 +230,7 @@ _SCENE = _mask(
 def _finite_number(call: Call) -> None:
     target = _mask("0000/0011/0211")
     value, gradient = call.gradient(_waves(target, 3), target)
-    if value.dtype not in (torch.float32, torch.float64):
-        raise AssertionError(f"float32 or float64 is expected; got {value.dtype}")
+    expect_tensor(value, torch.float32, torch.float64)
     expect_close(value, value)
     expect_close(gradient, gradient)
 
@@ -316,7 +317,7 @@ def _border(call: Call) -> None:
 def _flips(call: Call) -> None:
     target = _mask("00000000/00001100/00001000/22000000/22200000")
     pred = _waves(target, 3)
-    value = _value(call, pred, target)
+    value = number(call, pred, target)
     for turn in (lambda x: x.flip(-1), lambda x: x.flip(-2), lambda x: x.transpose(-1, -2)):
         expect_close(call(turn(pred).contiguous(), turn(target).contiguous()), value)
         pull = turn(_pull(call, target))
@@ -365,7 +366,7 @@ def _all_void(call: Call) -> None:
 def _pooled(call: Call) -> None:
     target = _mask("000000111/000000111", "000000000/000000000", "222222222/222222222")
     pred = _waves(target, 3)
-    value = _value(call, pred, target)
+    value = number(call, pred, target)
     _expect_number(value, 1.4746892)
     expect_close(call(pred.flip(0), target.flip(0)), value)
     void = torch.full_like(target[:1], _VOID)
@@ -382,7 +383,7 @@ def _gradient(call: Call) -> None:
     pred = _waves(_SCENE, 3).double()
     direction = _waves(_SCENE, 3, size=1.0).double().flip(-1)
     _, gradient = call.gradient(pred, _SCENE)
-    ahead, behind = (_value(call, pred + step * direction, _SCENE) for step in (0.05, -0.05))
+    ahead, behind = (number(call, pred + step * direction, _SCENE) for step in (0.05, -0.05))
     expect_close((gradient * direction).sum(), (ahead - behind) / 0.1, tolerance=1e-3)
 
 
@@ -391,13 +392,12 @@ def _range(call: Call) -> None:
     pred = _waves(target, 3, size=1e4)
     expect_close(call(pred, target), F.cross_entropy(pred, target))
     half = _waves(_SCENE, 3).half()
-    value = _value(call, half, _SCENE)
-    if value.dtype not in (torch.float32, torch.float64):
-        raise AssertionError(f"float32 or float64 is expected; got {value.dtype}")
-    expect_close(value, _value(call, half.float(), _SCENE))
+    value = number(call, half, _SCENE)
+    expect_tensor(value, torch.float32, torch.float64)
+    expect_close(value, number(call, half.float(), _SCENE))
     many = half.repeat(20, 1, 1, 1), _SCENE.repeat(20, 1, 1)
     expect_close(
-        call(*many, boundary_weight=1000.0), _value(call, half, _SCENE, boundary_weight=1000.0)
+        call(*many, boundary_weight=1000.0), number(call, half, _SCENE, boundary_weight=1000.0)
     )
 
 
@@ -425,7 +425,7 @@ def _class_weights(call: Call) -> None:
     target = _mask("0000111222/0000111222")
     pred = _waves(target, 3)
     class_weight = torch.tensor([0.5, 3.0, 1.0])
-    value = _value(call, pred, target, class_weight=class_weight)
+    value = number(call, pred, target, class_weight=class_weight)
     _expect_number(value, 1.9821712)
     expect_close(call(pred, target, class_weight=10 * class_weight), value)
 

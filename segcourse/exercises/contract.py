@@ -117,20 +117,33 @@ def expect_error(kind: type[Exception], call: Call, *args: Any, **kwargs: Any) -
     raise AssertionError(f"{kind.__name__} is expected, and nothing was raised")
 
 
+def expect_tensor(found: Any, *dtypes: torch.dtype) -> None:
+    """AssertionError unless `found` is a tensor, of one of these types if any is named."""
+    if not isinstance(found, Tensor):
+        raise AssertionError(f"a tensor is expected; got {type(found).__name__}")
+    if dtypes and found.dtype not in dtypes:
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise AssertionError(f"{names} is expected; got {found.dtype}")
+
+
+def expect_finite(found: Tensor) -> None:
+    """AssertionError unless all numbers are finite."""
+    if not found.isfinite().all():
+        raise AssertionError("finite numbers are expected; got NaN or infinity")
+
+
 def expect_close(found: Any, expected: Tensor, tolerance: float = 1e-5) -> None:
     """AssertionError unless `found` is a finite floating-point tensor close to `expected`.
 
     Shapes must be equal. The tolerance is absolute and relative. The message never holds the
     expected numbers.
     """
-    if not isinstance(found, Tensor):
-        raise AssertionError(f"a tensor is expected; got {type(found).__name__}")
+    expect_tensor(found)
     if not found.is_floating_point():
         raise AssertionError(f"a floating-point tensor is expected; got {found.dtype}")
     if found.shape != expected.shape:
         raise AssertionError(f"shape {list(expected.shape)} is expected; got {list(found.shape)}")
     found, expected = found.detach().double().cpu(), expected.detach().double().cpu()
-    if not found.isfinite().all():
-        raise AssertionError("finite numbers are expected; got NaN or infinity")
+    expect_finite(found)
     if not torch.allclose(found, expected, rtol=tolerance, atol=tolerance):
         raise AssertionError("the numbers differ")

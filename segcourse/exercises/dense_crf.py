@@ -53,6 +53,8 @@ from segcourse.exercises.contract import (
     Test,
     expect_close,
     expect_error,
+    expect_finite,
+    expect_tensor,
 )
 
 CONTRACT = Contract(
@@ -140,14 +142,10 @@ CONTRACT = Contract(
 
 def expect_probabilities(found: object, shape: tuple[int, ...]) -> None:
     """AssertionError unless `found` has this shape, in 0..1, the sum over the classes 1."""
-    if not isinstance(found, Tensor):
-        raise AssertionError(f"a tensor is expected; got {type(found).__name__}")
-    if found.dtype not in (torch.float32, torch.float64):
-        raise AssertionError(f"float32 or float64 is expected; got {found.dtype}")
+    expect_tensor(found, torch.float32, torch.float64)
     if found.shape != shape:
         raise AssertionError(f"shape {list(shape)} is expected; got {list(found.shape)}")
-    if not found.isfinite().all():
-        raise AssertionError("finite numbers are expected; got NaN or infinity")
+    expect_finite(found)
     if found.min() < 0:
         raise AssertionError("a probability is negative")
     if (found.sum(0) - 1).abs().max() > 1e-4:

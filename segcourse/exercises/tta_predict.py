@@ -45,6 +45,8 @@ from segcourse.exercises.contract import (
     Test,
     expect_close,
     expect_error,
+    expect_finite,
+    expect_tensor,
 )
 
 CONTRACT = Contract(
@@ -231,15 +233,11 @@ class Fussy(nn.Module):
 def predicted(call: Call, model: Probe, images: Tensor, **options: object) -> Tensor:
     """What the function returns; AssertionError unless it is finite and float32 [B,C,H,W]."""
     found = call(model, images, **options)
-    if not isinstance(found, Tensor):
-        raise AssertionError(f"a tensor is expected; got {type(found).__name__}")
-    if found.dtype != torch.float32:
-        raise AssertionError(f"float32 is expected; got {found.dtype}")
+    expect_tensor(found, torch.float32)
     if found.ndim != 4 or len(found) != len(images) or found.shape[2:] != images.shape[2:]:
         shape = list(found.shape)
         raise AssertionError(f"[B,C,H,W] with the images' B, H and W is expected; got {shape}")
-    if not found.isfinite().all():
-        raise AssertionError("finite numbers are expected; got NaN or infinity")
+    expect_finite(found)
     return found
 
 

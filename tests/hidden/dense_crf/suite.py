@@ -16,10 +16,10 @@ tested to 1e-3 or closer.
 
 import torch
 import torch.nn.functional as F
-from hidden.draw import bind
+from hidden.draw import real, whole
 from torch import Generator, Tensor
 
-from segcourse.exercises.contract import Call, Test, expect_close, expect_error
+from segcourse.exercises.contract import Call, expect_close, expect_error
 from segcourse.exercises.dense_crf import (
     asked,
     expect_labels,
@@ -63,18 +63,9 @@ def _normalised(features: Tensor) -> Tensor:
 # Inputs.
 
 
-def _whole(g: Generator, low: int, high: int) -> int:
-    """A whole number, low..high."""
-    return int(torch.randint(low, high + 1, (), generator=g))
-
-
-def _between(g: Generator, low: float, high: float) -> float:
-    return low + (high - low) * torch.rand((), generator=g).item()
-
-
 def _size(g: Generator) -> tuple[int, int]:
     """Height and width, never equal."""
-    height, width = _whole(g, 18, 26), _whole(g, 18, 25)
+    height, width = whole(g, 18, 26), whole(g, 18, 25)
     return height, width + (width >= height)
 
 
@@ -110,7 +101,7 @@ def _doubtful(g: Generator, labels: Tensor, classes: int, sure: float = 2.5) -> 
 
 def _scene(g: Generator, classes: int | None = None, sure: float = 2.5) -> tuple[Tensor, Tensor]:
     """An image and probabilities, of 3 to 5 classes if not said."""
-    classes = classes or _whole(g, 3, 5)
+    classes = classes or whole(g, 3, 5)
     labels = _regions(g, classes, *_size(g))
     return _paint(g, labels), _doubtful(g, labels, classes, sure)
 
@@ -167,11 +158,11 @@ def message_from_afar(call: Call, g: Generator) -> None:
     """Two regions of one colour, too far apart for a window; one knows, the other does not."""
     scenes = []
     for _ in range(4):
-        height, width = _whole(g, 8, 11), _whole(g, 36, 44)
+        height, width = whole(g, 8, 11), whole(g, 36, 44)
         labels = torch.ones(height, width, dtype=torch.long)
         labels[:, :10], labels[:, -10:] = 0, 0
         probs = torch.full((2, height, width), 0.5)
-        sure = _between(g, 0.8, 0.9)
+        sure = real(g, 0.8, 0.9)
         probs[0, :, :10], probs[1, :, :10] = sure, 1 - sure
         scenes.append((_paint(g, labels, noise=4.0), probs))
     _expect_message(call, scenes, w_bilateral=1.0, w_gauss=0.0)
@@ -187,12 +178,12 @@ def weak_messages(call: Call, g: Generator) -> None:
     for _ in range(2):
         image, probs = _scene(g)
         _expect_mean_field(
-            call, image, probs, w_bilateral=_between(g, 1.0, 3.0), w_gauss=_between(g, 0.5, 1.0)
+            call, image, probs, w_bilateral=real(g, 1.0, 3.0), w_gauss=real(g, 0.5, 1.0)
         )
 
 
 def toyscape(call: Call, g: Generator) -> None:
-    scene = Toyscape("test", size=32)[_whole(g, 0, 500)]
+    scene = Toyscape("test", size=32)[whole(g, 0, 500)]
     image = (scene["image"] * 255).round().byte().permute(1, 2, 0).contiguous()
     labels = scene["mask"].where(scene["mask"] < 10, 0)
     probs = _doubtful(g, labels, 10, sure=4.0)
@@ -272,7 +263,7 @@ def outlier(call: Call, g: Generator) -> None:
     around, odd = torch.randperm(3, generator=g)[:2].tolist()
     probs = torch.full((3, height, width), 0.1)
     probs[around] = 0.8
-    row, column = _whole(g, 0, height - 1), _whole(g, 0, width - 1)
+    row, column = whole(g, 0, height - 1), whole(g, 0, width - 1)
     probs[around, row, column], probs[odd, row, column] = 0.1, 0.8
     image = _paint(g, torch.zeros(height, width, dtype=torch.long), noise=2.0)
     labels = torch.full((height, width), around)
@@ -283,7 +274,7 @@ def outlier_of_its_own_colour(call: Call, g: Generator) -> None:
     """It is alike to no other pixel, and keeps its label."""
     height, width = _size(g)
     labels = torch.zeros(height, width, dtype=torch.long)
-    labels[_whole(g, 3, height - 4), _whole(g, 3, width - 4)] = 1
+    labels[whole(g, 3, height - 4), whole(g, 3, width - 4)] = 1
     second = 0.1 + 0.8 * labels.float()
     image = _paint(g, labels, noise=0.0)
     expect_labels(call(image, torch.stack([1 - second, second])), 2, labels)
@@ -292,10 +283,10 @@ def outlier_of_its_own_colour(call: Call, g: Generator) -> None:
 def straight_edge(call: Call, g: Generator) -> None:
     """The probabilities have the edge two pixels off."""
     height, width = _size(g)
-    edge = _whole(g, 7, width - 8)
+    edge = whole(g, 7, width - 8)
     labels = (torch.arange(width) >= edge).long().expand(height, width)
-    moved = (torch.arange(width) >= edge + 2 * (-1) ** _whole(g, 0, 1)).expand(height, width)
-    second = 0.5 + _between(g, 0.15, 0.3) * (2 * moved.float() - 1)
+    moved = (torch.arange(width) >= edge + 2 * (-1) ** whole(g, 0, 1)).expand(height, width)
+    second = 0.5 + real(g, 0.15, 0.3) * (2 * moved.float() - 1)
     image = _paint(g, labels, noise=3.0)
     expect_labels(call(image, torch.stack([1 - second, second])), 2, labels)
 
@@ -303,7 +294,7 @@ def straight_edge(call: Call, g: Generator) -> None:
 def edge_between_equally_bright(call: Call, g: Generator) -> None:
     """Two colours of the same three numbers; the probabilities have the edge two pixels off."""
     height, width = _size(g)
-    edge = _whole(g, 7, height - 8)
+    edge = whole(g, 7, height - 8)
     labels = (torch.arange(height) >= edge).long()[:, None].expand(height, width)
     moved = (torch.arange(height) >= edge + 2)[:, None].expand(height, width)
     numbers = torch.tensor([60, 120, 180])[torch.randperm(3, generator=g)]
@@ -342,7 +333,7 @@ def pixels_alone(call: Call, g: Generator) -> None:
     """Each hears only itself."""
     height, width = _size(g)
     probs = _any_probs(g, 3, height, width)
-    weight = _between(g, 0.8, 1.6)
+    weight = real(g, 0.8, 1.6)
     unary = probs.double().log()
     q = probs.double()
     for _ in range(3):
@@ -381,24 +372,24 @@ def drawn_options(call: Call, g: Generator) -> None:
             call,
             image,
             probs,
-            iters=_whole(g, 2, 6),
-            w_bilateral=_between(g, 1.0, 4.0),
-            sxy=_between(g, 4.0, 40.0),
-            srgb=_between(g, 10.0, 60.0),
-            w_gauss=_between(g, 0.5, 2.0),
-            sg=_between(g, 1.0, 4.0),
+            iters=whole(g, 2, 6),
+            w_bilateral=real(g, 1.0, 4.0),
+            sxy=real(g, 4.0, 40.0),
+            srgb=real(g, 10.0, 60.0),
+            w_gauss=real(g, 0.5, 2.0),
+            sg=real(g, 1.0, 4.0),
         )
 
 
 def gaussian_alone(call: Call, g: Generator) -> None:
     """A message of the Gaussian kernel for a narrow and a wide sigma."""
-    for sg in (_between(g, 2.0, 2.5), _between(g, 4.0, 5.0)):
+    for sg in (real(g, 2.0, 2.5), real(g, 4.0, 5.0)):
         _expect_message(call, _for_messages(g), w_bilateral=0.0, w_gauss=1.0, sg=sg)
 
 
 def bilateral_alone(call: Call, g: Generator) -> None:
     """A message of the bilateral kernel where its places count as well."""
-    for sxy in (_between(g, 3.0, 5.0), _between(g, 10.0, 20.0)):
+    for sxy in (real(g, 3.0, 5.0), real(g, 10.0, 20.0)):
         _expect_message(call, _for_messages(g), w_bilateral=1.0, w_gauss=0.0, sxy=sxy, srgb=40.0)
 
 
@@ -428,14 +419,14 @@ def ones_and_zeros(call: Call, g: Generator) -> None:
 def least_probability(call: Call, g: Generator) -> None:
     """Zeros count as 1e-5, and what is above stays."""
     image, probs = _scene(g, 3)
-    probs[_whole(g, 0, 2)] = 0
+    probs[whole(g, 0, 2)] = 0
     probs /= probs.sum(dim=0)
     found = log_odds(call(image, probs, iters=0), probs)
     expect_close(found, log_odds(mean_field(image, probs, iters=0), probs), 1e-3)
 
 
 def one_row_or_column(call: Call, g: Generator) -> None:
-    for height, width in ((1, _whole(g, 50, 70)), (_whole(g, 50, 70), 1)):
+    for height, width in ((1, whole(g, 50, 70)), (whole(g, 50, 70), 1)):
         labels = _regions(g, 3, height, width)
         image, probs = _paint(g, labels), _doubtful(g, labels, 3, sure=3.5)
         _expect_mean_field(call, image, probs, w_bilateral=1.0, w_gauss=0.5)
@@ -446,7 +437,7 @@ def one_pixel(call: Call, g: Generator) -> None:
     expect_close(call(image, probs, iters=2), mean_field(image, probs, iters=2), 1e-3)
 
 
-HIDDEN = {
+TESTS = {
     "probabilities [C,H,W]": [shape_and_type],
     "one message": [bilateral_message, gaussian_message, message_from_afar],
     "the mean field": [scenes, weak_messages, toyscape],
@@ -472,8 +463,3 @@ HIDDEN = {
     "hard probabilities": [ones_and_zeros, least_probability],
     "thin images": [one_row_or_column, one_pixel],
 }
-
-
-def tests(secret: bytes) -> dict[str, list[Test]]:
-    """The hidden tests of each property, their inputs drawn from the secret."""
-    return bind(secret, "dense_crf", HIDDEN)

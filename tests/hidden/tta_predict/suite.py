@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 import torch
-from hidden.draw import bind
+from hidden.draw import real, whole
 from torch import Generator, Tensor, nn
 
-from segcourse.exercises.contract import Call, Test, expect_close, expect_error
+from segcourse.exercises.contract import Call, expect_close, expect_error
 from segcourse.exercises.tta_predict import (
     Fussy,
     Probe,
@@ -80,15 +80,6 @@ def expect_oracle(call: Call, network: nn.Module, images: Tensor, **options: obj
 
 
 # Drawing images, models and scales.
-
-
-def whole(g: Generator, low: int, high: int) -> int:
-    """A whole number from low to high, both included."""
-    return int(torch.randint(low, high + 1, (), generator=g))
-
-
-def real(g: Generator, low: float, high: float) -> float:
-    return low + (high - low) * float(torch.rand((), generator=g))
 
 
 def shuffled(g: Generator, items: Sequence) -> list:
@@ -514,48 +505,42 @@ def negative_scale(call: Call, g: Generator) -> None:
     expect_error(ValueError, call, Probe(convolutions(g)), some_images(g), scales=scales)
 
 
-def tests(secret: bytes) -> dict[str, list[Test]]:
-    """The hidden tests of each property."""
-    return bind(
-        secret,
-        "tta_predict",
-        {
-            "float32 [B,C,H,W]": [coarse_output, logits_of_another_type],
-            "one scale without flip is plain prediction": [fine_output, one_view_of_coarse_output],
-            "rows sum to 1": [any_views, large_logits],
-            "number and sizes of the views": [counted, tiny_images, what_the_views_show],
-            "equal to the definition": [
-                default_views,
-                any_scales_without_flip,
-                equal_scales_count_twice,
-                strong_shrinking,
-                thin_images,
-            ],
-            "odd sizes": [halves, halves_to_even_and_odd, prime_sides],
-            "a mirrored image gives a mirrored result": [
-                mirrored_image,
-                mirrored_image_seen_by_place,
-            ],
-            "what a model says of a place stays in its place": [
-                logits_by_place,
-                logits_by_place_at_any_scale,
-                image_of_its_own_coordinates,
-            ],
-            "probabilities are averaged": [views_that_disagree, scales_that_disagree],
-            "BatchNorm statistics stay as they were": [statistics, statistics_with_modes_mixed],
-            "the model runs in eval mode without gradients": [in_train_mode, modes_mixed],
-            "each module gets its mode back": [
-                any_modes,
-                all_in_one_mode,
-                after_an_exception,
-                after_bad_scales,
-            ],
-            "two calls give the same result": [with_dropout, with_dropout_alone_in_train_mode],
-            "an image does not depend on the rest of its batch": [
-                each_image_alone,
-                other_order_of_the_batch,
-            ],
-            "the order of the scales is irrelevant": [other_order_of_the_scales],
-            "bad scales raise ValueError": [no_scales, scale_of_zero, negative_scale],
-        },
-    )
+TESTS = {
+    "float32 [B,C,H,W]": [coarse_output, logits_of_another_type],
+    "one scale without flip is plain prediction": [fine_output, one_view_of_coarse_output],
+    "rows sum to 1": [any_views, large_logits],
+    "number and sizes of the views": [counted, tiny_images, what_the_views_show],
+    "equal to the definition": [
+        default_views,
+        any_scales_without_flip,
+        equal_scales_count_twice,
+        strong_shrinking,
+        thin_images,
+    ],
+    "odd sizes": [halves, halves_to_even_and_odd, prime_sides],
+    "a mirrored image gives a mirrored result": [
+        mirrored_image,
+        mirrored_image_seen_by_place,
+    ],
+    "what a model says of a place stays in its place": [
+        logits_by_place,
+        logits_by_place_at_any_scale,
+        image_of_its_own_coordinates,
+    ],
+    "probabilities are averaged": [views_that_disagree, scales_that_disagree],
+    "BatchNorm statistics stay as they were": [statistics, statistics_with_modes_mixed],
+    "the model runs in eval mode without gradients": [in_train_mode, modes_mixed],
+    "each module gets its mode back": [
+        any_modes,
+        all_in_one_mode,
+        after_an_exception,
+        after_bad_scales,
+    ],
+    "two calls give the same result": [with_dropout, with_dropout_alone_in_train_mode],
+    "an image does not depend on the rest of its batch": [
+        each_image_alone,
+        other_order_of_the_batch,
+    ],
+    "the order of the scales is irrelevant": [other_order_of_the_scales],
+    "bad scales raise ValueError": [no_scales, scale_of_zero, negative_scale],
+}
