@@ -42,7 +42,7 @@ SEEDS = (0, 1, 2)
 
 
 @lru_cache
-def _data() -> tuple[Prerendered, Prerendered, torch.Tensor]:
+def data() -> tuple[Prerendered, Prerendered, torch.Tensor]:
     """Training scenes, validation scenes and class weights, as in the chapters."""
     budget = preset()
     train = Toyscape("train", size=budget.size, length=budget.length(2000))
@@ -53,7 +53,7 @@ def _data() -> tuple[Prerendered, Prerendered, torch.Tensor]:
 
 def scenes() -> dict[str, torch.Tensor]:
     """All validation scenes in one batch."""
-    _, val, _ = _data()
+    _, val, _ = data()
     return val.batch(torch.arange(len(val)))
 
 
@@ -70,7 +70,7 @@ METRICS = ("miou", "boundary_iou", "pixel_accuracy")
 
 def _fcn(kind: type[nn.Module], seed: int, *, steps: int = 1000, only_pool3: bool = False) -> Run:
     """An FCN as in chapter 01."""
-    train, val, weights = _data()
+    train, val, weights = data()
     torch.manual_seed(seed)
     model = kind(NUM_CLASSES, width=preset().width(8), pad_image=False, batch_norm=True)
     if only_pool3:  # frozen at their zero start, these scores never take part
@@ -88,7 +88,7 @@ def _unet(
     **options: bool,
 ) -> Run:
     """A U-Net as in chapter 02, on the first `images` scenes, augmented if `scale` is given."""
-    train, val, weights = _data()
+    train, val, weights = data()
     if images is not None:
         train = Prerendered(train.images[:images], train.codes[:images])
         weights = class_weights(train, NUM_CLASSES)
@@ -114,7 +114,7 @@ def _trained(
 
 @lru_cache
 def _large_stars() -> tuple[Prerendered, Prerendered, torch.Tensor]:
-    """As `_data`, with taller stars; of usual size they are too few pixels to learn from."""
+    """As `data`, with taller stars; of usual size they are too few pixels to learn from."""
     budget = preset()
     train = Toyscape("train", size=budget.size, length=budget.length(2000), star_size=1.5)
     val = Toyscape("val", size=budget.size, length=budget.length(200), star_size=1.5)
@@ -201,14 +201,19 @@ EXPERIMENTS: dict[str, Callable[[int], Run]] = {
 }
 
 
-def save_exercise_model() -> None:
-    """Train the network of the exercises and write its weights beside `exercises/model.py`."""
-    train, _, weights = _data()
-    torch.manual_seed(SEEDS[0])
+def exercise_model(seed: int) -> UNet:
+    """Train the network of the exercises, whichever seed: the U-Net of chapter 02."""
+    train, _, weights = data()
+    torch.manual_seed(seed)
     model = UNet(3, NUM_CLASSES, FEATURES)
     loss = pixel_loss(F.cross_entropy, weight=weights, ignore_index=VOID)
-    fit(model, train, loss, 500, seed=SEEDS[0])
-    torch.save(model.cpu().state_dict(), FILE)
+    fit(model, train, loss, 500, seed=seed)
+    return model.cpu().eval()
+
+
+def save_exercise_model() -> None:
+    """Write the weights of the network of the exercises beside `exercises/model.py`."""
+    torch.save(exercise_model(SEEDS[0]).state_dict(), FILE)
     print(f"wrote {FILE.name}, {FILE.stat().st_size / 1000:.0f} kB")
 
 

@@ -199,6 +199,13 @@ class SegmentationMetrics:
         )
 
 
+def score(prediction: Tensor, target: Tensor, num_classes: int) -> Scores:
+    """All scores of one batch: a stream of one. Arguments as in `SegmentationMetrics`."""
+    metrics = SegmentationMetrics(num_classes)
+    metrics.update(prediction, target)
+    return metrics.compute()
+
+
 _OUTSIDE = -1
 
 

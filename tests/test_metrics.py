@@ -17,6 +17,7 @@ from segcourse.metrics import (
     iou_per_class,
     mean_iou,
     pixel_accuracy,
+    score,
 )
 
 C = 4
@@ -83,8 +84,8 @@ def test_a_prediction_that_is_right_outside_the_void_scores_one(maps):
     prediction, target = maps
     prediction = torch.where(target == VOID, prediction, target)
     result = scores(prediction, target)
-    for score in (result.miou, result.boundary_iou):
-        assert score == 1.0 or (target == VOID).all()
+    for found in (result.miou, result.boundary_iou):
+        assert found == 1.0 or (target == VOID).all()
 
 
 @quick
@@ -112,6 +113,16 @@ def test_order_and_batches_of_the_images_do_not_matter(maps, batch, random):
     order = list(range(len(target)))
     random.shuffle(order)
     assert same(scores(prediction, target), scores(prediction[order], target[order], batch))
+
+
+def test_labels_at_once_score_as_a_stream_of_them():
+    prediction, target = torch.randint(
+        C, (2, 6, 20, 30), generator=torch.Generator().manual_seed(0)
+    )
+    stream = SegmentationMetrics(C)
+    for batch in zip(prediction.split(4), target.split(4), strict=True):
+        stream.update(*batch)
+    assert same(score(prediction, target, C), stream.compute())
 
 
 @quick

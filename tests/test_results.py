@@ -164,10 +164,10 @@ def test_an_experiment_of_each_kind_runs_also_with_a_batch_larger_than_its_set(m
     monkeypatch.setenv("SEGCOURSE_PRESET", "smoke")
     budget = dataclasses.replace(experiments.preset(), batch_size=16)
     monkeypatch.setattr(experiments, "preset", lambda: budget)
-    for cached in (experiments._data, experiments._large_stars, experiments._before_tuning):
+    for cached in (experiments.data, experiments._large_stars, experiments._before_tuning):
         cached.cache_clear()
     run = experiments.EXPERIMENTS[name](seed=0)
-    for cached in (experiments._data, experiments._large_stars, experiments._before_tuning):
+    for cached in (experiments.data, experiments._large_stars, experiments._before_tuning):
         cached.cache_clear()
     assert set(experiments.METRICS) <= set(run.scores)
     assert all(0 <= score <= 1 for score in run.scores.values())

@@ -35,7 +35,7 @@ def distance() -> Tensor:
 @lru_cache
 def implied() -> Tensor:
     """What a pixel of each class weighs on average, over the training scenes, [C]."""
-    train, _, _ = experiments._data()
+    train, _, _ = experiments.data()
     masks = train.batch(torch.arange(len(train)))["mask"]
     found = torch.cat([weights(part) for part in masks.split(200)]).double()
     sums = found.new_zeros(NUM_CLASSES).index_add_(0, masks.flatten(), found.flatten())
@@ -44,14 +44,14 @@ def implied() -> Tensor:
 
 def tuned(model: nn.Module, seed: int, **options: Any) -> Tensor:
     """Labels of a copy after 200 more steps; with boundary_weight 0 the loss is cross entropy."""
-    train, _, _ = experiments._data()
+    train, _, _ = experiments.data()
     model = copy.deepcopy(model)
     fit(model, train, pixel_loss(boundary_loss, **options), 200, lr=5e-3, seed=seed + 1)
     return predict(model, experiments.scenes()["image"])
 
 
 def labels(model: nn.Module, seed: int) -> dict[str, Tensor]:
-    _, _, classes = experiments._data()
+    _, _, classes = experiments.data()
     run = partial(tuned, model, seed)
     return {
         "boundary_start": predict(model, experiments.scenes()["image"]),
