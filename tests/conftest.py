@@ -1,12 +1,14 @@
 """What tests of different kinds share: the notebooks, their executed copies, the built book, and
 whether an answer fails a hidden test."""
 
+import importlib
 from pathlib import Path
 
 import hypothesis
 import nbformat
 import pytest
 import torchvision_shim  # noqa: F401  before any library that imports torchvision
+from nbclient import NotebookClient
 
 from segcourse.exercises.contract import AnswerError, LocalCall
 
@@ -24,6 +26,22 @@ def built(path):
     if not path.exists():
         pytest.fail(f"{path.relative_to(ROOT)} is not there: run `make book` first", pytrace=False)
     return path
+
+
+def committed(name):
+    """A notebook as it is committed."""
+    return nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+
+
+def in_the_book(name):
+    """A notebook with the outputs that the book shows."""
+    path = built(ROOT / "_build" / "source" / "notebooks" / f"{name}.ipynb")
+    return nbformat.read(path, as_version=4)
+
+
+def right_answer(name):
+    """The reference solution of a graded exercise."""
+    return getattr(importlib.import_module(f"hidden.{name}.reference"), name)
 
 
 def fails(function, tests):
@@ -44,15 +62,23 @@ def name(request):
 
 @pytest.fixture
 def notebook(name):
-    """A notebook as it is committed."""
-    return nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    """Each notebook in turn, as it is committed."""
+    return committed(name)
 
 
 @pytest.fixture
 def executed(name):
-    """The same notebook with the outputs that the book shows."""
-    path = built(ROOT / "_build" / "source" / "notebooks" / f"{name}.ipynb")
-    return nbformat.read(path, as_version=4)
+    """Each notebook in turn, with the outputs that the book shows."""
+    return in_the_book(name)
+
+
+@pytest.fixture
+def execute(monkeypatch):
+    """Run a notebook in its place in memory, with the settings of `make book`."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    monkeypatch.setenv("SEGCOURSE_PRESET", "cpu")
+    return lambda notebook: NotebookClient(notebook, timeout=600).execute()
 
 
 @pytest.fixture(scope="session")

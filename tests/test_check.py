@@ -5,11 +5,10 @@ import linecache
 
 import pytest
 import torch
+from conftest import right_answer
 from hidden.boundary_loss import wrong
-from hidden.effects import EXERCISES
 
-from segcourse import exercises
-from segcourse.exercises import answers, check, recorded, task
+from segcourse.exercises import EXERCISES, answers, check, recorded, task
 
 each_exercise = pytest.mark.parametrize("name", EXERCISES)
 
@@ -50,13 +49,9 @@ def cell():
     del linecache.cache["<cell>"]
 
 
-def reference(name):
-    return getattr(importlib.import_module(f"hidden.{name}.reference"), name)
-
-
 @each_exercise
 def test_a_right_answer_gets_a_line_for_each_property(name, capsys):
-    check(name, reference(name))
+    check(name, right_answer(name))
     lines = capsys.readouterr().out.splitlines()
     contract = importlib.import_module(f"segcourse.exercises.{name}").CONTRACT
     expected = [f"[x] {item.name}: passed" for item in contract.properties]
@@ -147,4 +142,4 @@ def test_an_unknown_exercise_is_named(function):
 
 
 def test_the_exercises_are_those_with_hidden_tests():
-    assert exercises.EXERCISES == ("boundary_loss", "tta_predict", "dense_crf")
+    assert EXERCISES == ("boundary_loss", "tta_predict", "dense_crf")

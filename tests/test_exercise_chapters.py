@@ -9,12 +9,10 @@ import sys
 import tarfile
 import zipfile
 
-import nbformat
 import pytest
 from address import files
 from bs4 import BeautifulSoup
-from conftest import ROOT, built
-from nbclient import NotebookClient
+from conftest import ROOT, committed, in_the_book, right_answer
 
 CHAPTERS = {
     "boundary_loss": "07_boundary_loss",
@@ -27,42 +25,32 @@ CANARY = re.search(rb"# canary: (\S+)", (HIDDEN / "draw.py").read_bytes())[1]
 each_chapter = pytest.mark.parametrize("name", CHAPTERS)
 
 
-def committed(name):
-    return nbformat.read(ROOT / "notebooks" / f"{CHAPTERS[name]}.ipynb", as_version=4)
-
-
 def answer_cell(notebook, name):
     """The one cell whose first line is the marker that the grader looks for."""
     (cell,) = [c for c in notebook.cells if c.source.startswith(f"# exercise: {name}\n")]
     return cell
 
 
+def outputs(notebook):
+    return [output for cell in notebook.cells for output in cell.get("outputs", [])]
+
+
 def printed(notebook):
-    return "".join(
-        output.get("text", "")
-        for cell in notebook.cells
-        if cell.cell_type == "code"
-        for output in cell.outputs
-    )
+    return "".join(output.get("text", "") for output in outputs(notebook))
 
 
 def figures(notebook):
-    return sum(
-        "image/png" in output.get("data", {})
-        for cell in notebook.cells
-        if cell.cell_type == "code"
-        for output in cell.outputs
-    )
+    return sum("image/png" in output.get("data", {}) for output in outputs(notebook))
 
 
 @each_chapter
 def test_the_stub_has_the_signature_of_the_contract(name):
-    source = answer_cell(committed(name), name).source
+    source = answer_cell(committed(CHAPTERS[name]), name).source
     assert re.search(r"raise NotImplementedError\s*\Z", source)
     namespace = {}
     exec(f"from __future__ import annotations\n{source}", namespace)
-    right = getattr(importlib.import_module(f"hidden.{name}.reference"), name)
-    pairs = [inspect.signature(f).parameters.values() for f in (namespace[name], right)]
+    functions = namespace[name], right_answer(name)
+    pairs = [inspect.signature(f).parameters.values() for f in functions]
     stub, wanted = ([(p.name, p.kind, p.default) for p in each] for each in pairs)
     assert stub == wanted
 
@@ -70,8 +58,7 @@ def test_the_stub_has_the_signature_of_the_contract(name):
 @each_chapter
 def test_with_the_stub_the_page_is_full(name):
     """It says that nothing was attempted, and shows figures and numbers all the same."""
-    path = built(ROOT / "_build" / "source" / "notebooks" / f"{CHAPTERS[name]}.ipynb")
-    page = nbformat.read(path, as_version=4)
+    page = in_the_book(CHAPTERS[name])
     assert f"{name}: not attempted yet\n" in printed(page)
     assert "What follows was recorded with a right answer." in printed(page)
     assert "[x]" not in printed(page) and "[ ]" not in printed(page)
@@ -90,23 +77,16 @@ def test_the_page_shows_the_points_as_a_table(name, html):
 
 @pytest.mark.slow
 @each_chapter
-def test_with_a_right_answer_the_chapter_runs_and_every_check_passes(name, monkeypatch):
-    for variable, value in (
-        ("OMP_NUM_THREADS", "1"),
-        ("TQDM_DISABLE", "1"),
-        ("SEGCOURSE_PRESET", "cpu"),
-    ):
-        monkeypatch.setenv(variable, value)
-    notebook = committed(name)
+def test_with_a_right_answer_the_chapter_runs_and_every_check_passes(name, execute):
+    notebook = committed(CHAPTERS[name])
     source = (HIDDEN / name / "reference.py").read_text()
     answer_cell(notebook, name).source = f"# exercise: {name}\n{source}"
-    NotebookClient(notebook, timeout=600).execute()
+    execute(notebook)
     text = printed(notebook)
     assert f"{name}: public checks passed" in text
     assert "What follows was recorded" not in text
     assert f"{name}: not attempted yet" not in text and "OUTSIDE" not in text
-    path = built(ROOT / "_build" / "source" / "notebooks" / f"{CHAPTERS[name]}.ipynb")
-    assert figures(notebook) == figures(nbformat.read(path, as_version=4))
+    assert figures(notebook) == figures(in_the_book(CHAPTERS[name]))
 
 
 def test_every_hidden_file_carries_the_canary():

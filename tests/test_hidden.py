@@ -5,14 +5,16 @@ import time
 
 import pytest
 import torch
-from conftest import SECRETS, fails
+from conftest import SECRETS, fails, right_answer
 from hidden import draw
 
 from segcourse.exercises import EXERCISES
 from segcourse.exercises.contract import LocalCall
 
 EXERCISE = {name: importlib.import_module(f"segcourse.exercises.{name}") for name in EXERCISES}
-REFERENCE = {name: importlib.import_module(f"hidden.{name}.reference") for name in EXERCISES}
+ALSO_RIGHT = {
+    name: importlib.import_module(f"hidden.{name}.reference").ALSO_RIGHT for name in EXERCISES
+}
 WRONG = {name: importlib.import_module(f"hidden.{name}.wrong").WRONG for name in EXERCISES}
 
 # These are wrong in a corner that no public test visits, or the public images are too plain.
@@ -31,7 +33,7 @@ each_right_answer = pytest.mark.parametrize(
     [
         pytest.param(n, function, id=f"{n}-{function.__name__}")
         for n in EXERCISES
-        for function in (getattr(REFERENCE[n], n), *REFERENCE[n].ALSO_RIGHT)
+        for function in (right_answer(n), *ALSO_RIGHT[n])
     ],
 )
 each_wrong_answer = pytest.mark.parametrize(
@@ -136,7 +138,7 @@ def test_another_secret_draws_other_inputs_and_the_same_secret_the_same(name, it
 
         def function(*args, **options):
             shown.append(args[1])
-            return getattr(REFERENCE[name], name)(*args, **options)
+            return right_answer(name)(*args, **options)
 
         draw.tests(name, secret)[item][0](LocalCall(function))
         return shown[0]

@@ -2,10 +2,8 @@
 
 import re
 
-import nbformat
 import pytest
-from conftest import ROOT, built
-from nbclient import NotebookClient
+from conftest import committed, in_the_book
 
 SECONDS = re.compile(r"\d+(\.\d+)? (s|ms)\b")  # only times may differ
 
@@ -29,16 +27,7 @@ def test_only_times_are_masked():
 
 
 @pytest.mark.slow
-def test_a_second_run_of_chapter_01_shows_the_same(monkeypatch):
-    for variable, value in (
-        ("OMP_NUM_THREADS", "1"),
-        ("TQDM_DISABLE", "1"),
-        ("SEGCOURSE_PRESET", "cpu"),
-    ):
-        monkeypatch.setenv(variable, value)
-    again = nbformat.read(ROOT / "notebooks" / "01_fcn.ipynb", as_version=4)
-    NotebookClient(again, timeout=600).execute()
-    first = nbformat.read(
-        built(ROOT / "_build" / "source" / "notebooks" / "01_fcn.ipynb"), as_version=4
-    )
-    assert shown(again) == shown(first)
+def test_a_second_run_of_chapter_01_shows_the_same(execute):
+    again = committed("01_fcn")
+    execute(again)
+    assert shown(again) == shown(in_the_book("01_fcn"))
