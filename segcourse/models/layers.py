@@ -1,4 +1,4 @@
-"""What the models of several papers share: checks of their arguments, and one batch norm."""
+"""What the models of several papers share: checks of their arguments, and two layers."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -48,3 +48,13 @@ class BatchNorm2d(nn.BatchNorm2d):
                 x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
             )
         return super().forward(x)
+
+
+def conv1x1(in_channels: int, out_channels: int, *, bias: bool = False) -> nn.Conv2d:
+    """A 1x1 convolution, [B, in_channels, H, W] -> [B, out_channels, H, W].
+
+    A kernel with one tap has nothing to dilate, so `dilation=2` changes no number. But on one CPU
+    thread it makes torch take the kernels of oneDNN, where it otherwise takes slower ones of its
+    own: a training step of DeepLabV3+ with ResNet-50 took 0.74 times as long.
+    """
+    return nn.Conv2d(in_channels, out_channels, 1, dilation=2, bias=bias)
