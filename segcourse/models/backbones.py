@@ -18,8 +18,9 @@ Departures from the ResNet paper:
   torchvision and in almost all published weights.
 - **Output stride.** With `output_stride=16` or 8 the last stage, or the last two, keep their
   resolution, and the convolutions that follow are dilated instead: they read the same places as
-  before, from a map with four times the pixels. The unit that would have halved the map still
-  reads a map of the old resolution, so it keeps the old rate.
+  before, from a map with four times the pixels. The convolution that would have had the stride
+  keeps the old rate, since its input is as before. With the same weights every second pixel of
+  the larger map is a pixel of the plain network's.
 - **No classifier.** The average pooling over the image and the fully connected layer are gone.
 """
 
@@ -64,19 +65,26 @@ def shortcut(
 class BasicBlock(nn.Module):
     """The unit of ResNet-18: two 3x3 convolutions beside a shortcut.
 
-    [B, in_channels, H, W] -> [B, width, H / stride, W / stride], rounded up. `rate` is the
-    dilation of both convolutions.
+    [B, in_channels, H, W] -> [B, width, H / stride, W / stride], rounded up. `rates` are the
+    dilations of the two.
     """
 
     expansion = 1
 
     def __init__(
-        self, in_channels: int, width: int, stride: int, rate: int, norm: Norm, *, average: bool
+        self,
+        in_channels: int,
+        width: int,
+        stride: int,
+        rates: tuple[int, int],
+        norm: Norm,
+        *,
+        average: bool,
     ) -> None:
         super().__init__()
-        self.conv1 = conv3x3(in_channels, width, stride=stride, rate=rate)
+        self.conv1 = conv3x3(in_channels, width, stride=stride, rate=rates[0])
         self.bn1 = norm(width)
-        self.conv2 = conv3x3(width, width, rate=rate)
+        self.conv2 = conv3x3(width, width, rate=rates[1])
         self.bn2 = norm(width)
         self.downsample = shortcut(in_channels, width, stride, norm, average=average)
 
@@ -89,19 +97,26 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """The unit of ResNet-50 and 101: 1x1, 3x3 and 1x1 convolutions beside a shortcut.
 
-    [B, in_channels, H, W] -> [B, 4 * width, H / stride, W / stride], rounded up. `rate` is the
-    dilation of the 3x3 convolution.
+    [B, in_channels, H, W] -> [B, 4 * width, H / stride, W / stride], rounded up. The first of the
+    `rates` is the dilation of the 3x3 convolution; nothing after it has one.
     """
 
     expansion = 4
 
     def __init__(
-        self, in_channels: int, width: int, stride: int, rate: int, norm: Norm, *, average: bool
+        self,
+        in_channels: int,
+        width: int,
+        stride: int,
+        rates: tuple[int, int],
+        norm: Norm,
+        *,
+        average: bool,
     ) -> None:
         super().__init__()
         self.conv1 = conv1x1(in_channels, width)
         self.bn1 = norm(width)
-        self.conv2 = conv3x3(width, width, stride=stride, rate=rate)
+        self.conv2 = conv3x3(width, width, stride=stride, rate=rates[0])
         self.bn2 = norm(width)
         self.conv3 = conv1x1(width, 4 * width)
         self.bn3 = norm(4 * width)
@@ -158,25 +173,17 @@ class ResNet(nn.Module):
 
         self.channels = tuple(block.expansion * width * 2**i for i in range(4))
         self.strides = tuple(min(stride * 2**i, output_stride) for i in range(4))
-        before, rate = width, 1
-        for i, (depth, channels) in enumerate(zip(depths, self.channels, strict=True)):
-            step, rate_of_first = self.strides[i] // stride, rate
-            if i > 0 and step == 1:  # the stride that is left out
-                rate *= 2
+        in_channels, rate = width, 1
+        for i, depth in enumerate(depths):
+            step, rates = self.strides[i] // stride, (rate, rate)
+            if i > 0 and step == 1:  # a stride is left out: dilate all that would follow it
+                rates, rate = (rate, 2 * rate), 2 * rate
             stage = nn.Sequential()
-            for unit in range(depth):
-                first = unit == 0
+            for _ in range(depth):
                 stage.append(
-                    block(
-                        before,
-                        width * 2**i,
-                        step if first else 1,
-                        rate_of_first if first else rate,
-                        norm,
-                        average=small_images,
-                    )
+                    block(in_channels, width * 2**i, step, rates, norm, average=small_images)
                 )
-                before = channels
+                in_channels, step, rates = self.channels[i], 1, (rate, rate)
             self.add_module(f"layer{i + 1}", stage)
             stride = self.strides[i]
 

@@ -244,6 +244,7 @@ class DeepLabV3Plus(nn.Module):
         )
         self.low_level = None
         if low_level_channels:
+            check_counts(low_level_channels=low_level_channels)
             self.low_level = ConvNormReLU(self.backbone.channels[0], low_level_channels)
         self.decoder = nn.Sequential(
             ConvNormReLU(channels + low_level_channels, channels, 1, separable=separable),

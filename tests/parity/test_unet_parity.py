@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from monai.networks.nets.basic_unet import BasicUNet, UpCat
+from parity.same import equal, randomise, same_outputs_and_gradients
 
 from segcourse.models.unet import AttentionUNet, UNet
 
@@ -47,20 +48,6 @@ def counterpart(model):
     return theirs, pairs
 
 
-def randomise(model):
-    """Let no weight, bias or statistic stay as it starts."""
-    for name, value in model.state_dict().items():
-        if name.endswith("running_var"):
-            value += torch.rand_like(value)
-        elif value.is_floating_point():
-            value += 0.3 * torch.randn_like(value)
-
-
-def equal(ours, theirs):
-    assert theirs.abs().max() > 1e-6
-    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
-
-
 @each_size
 @each_mode
 def test_unet_equals_monais_with_equal_layers(size, training):
@@ -68,21 +55,7 @@ def test_unet_equals_monais_with_equal_layers(size, training):
     model = UNet(3, CLASSES, FEATURES).double()
     randomise(model)
     other, pairs = counterpart(model)
-    image = torch.rand(2, 3, *size, dtype=torch.float64)
-    images = image.clone().requires_grad_(), image.clone().requires_grad_()
-    ours, theirs = model.train(training)(images[0]), other.train(training)(images[1])
-    direction = torch.randn_like(theirs)
-    (ours * direction).sum().backward()
-    (theirs * direction).sum().backward()
-
-    equal(ours, theirs)
-    equal(images[0].grad, images[1].grad)
-    weights = dict(model.named_parameters())
-    for name, weight in other.named_parameters():
-        equal(weights.pop(pairs[name]).grad, weight.grad)
-    assert not weights
-    for name, value in other.state_dict().items():  # the running statistics too
-        torch.testing.assert_close(model.state_dict()[pairs[name]], value, rtol=1e-10, atol=1e-10)
+    same_outputs_and_gradients(model, other, pairs, size, training)
 
 
 def reference_gate(w, i, skip, gating):
