@@ -26,6 +26,8 @@ from segcourse import losses, results
 from segcourse.augmentation import Augmented
 from segcourse.calibration import Calibration, best_temperature
 from segcourse.exercises.model import FEATURES, FILE
+from segcourse.models.backbones import toy_resnet
+from segcourse.models.deeplab import DeepLabV3Plus
 from segcourse.models.fcn import FCN8s, FCN16s, FCN32s
 from segcourse.models.unet import AttentionUNet, UNet
 from segcourse.toyscape import CLASSES, NUM_CLASSES, VOID, Prerendered, Toyscape
@@ -79,6 +81,10 @@ def _fcn(kind: type[nn.Module], seed: int, *, steps: int = 1000, only_pool3: boo
     return _trained(model, train, val, weights, steps, seed)
 
 
+def _unet_of_chapter_02(kind: type[nn.Module] = UNet, **options: bool) -> nn.Module:
+    return kind(3, NUM_CLASSES, [preset().width(n) for n in (12, 24, 48)], **options)
+
+
 def _unet(
     kind: type[nn.Module],
     seed: int,
@@ -95,9 +101,62 @@ def _unet(
     if scale:
         train = Augmented(train, scale=scale)
     torch.manual_seed(seed)
-    features = [preset().width(n) for n in (12, 24, 48)]
-    model = kind(3, NUM_CLASSES, features, **options)
+    model = _unet_of_chapter_02(kind, **options)
     return _trained(model, train, val, weights, 500, seed)
+
+
+def _deeplab_of_chapter_03(
+    *, stages: int = 4, output_stride: int = 8, low_level: bool = True, **options: Any
+) -> DeepLabV3Plus:
+    width = preset().width
+    return DeepLabV3Plus(
+        NUM_CLASSES,
+        toy_resnet(width(12), output_stride, stages=stages),
+        channels=width(48),
+        low_level_channels=width(12) if low_level else 0,
+        dropout=0.0,
+        **{"rates": (1, 2, 3)} | options,
+    )
+
+
+def _deeplab(seed: int, **options: Any) -> Run:
+    """A DeepLabV3+ as in chapter 03."""
+    train, val, weights = data()
+    torch.manual_seed(seed)
+    return _trained(_deeplab_of_chapter_03(**options), train, val, weights, 500, seed)
+
+
+@lru_cache
+def _twice_as_large() -> tuple[Prerendered, Prerendered, torch.Tensor]:
+    """As `data`, with twice as many pixels a side."""
+    budget = preset()
+    train = Toyscape("train", size=2 * budget.size, length=budget.length(2000))
+    val = Toyscape("val", size=2 * budget.size, length=budget.length(200))
+    train, val = train.prerender(budget.device), val.prerender(budget.device)
+    return train, val, class_weights(train, NUM_CLASSES)
+
+
+def _from_near(make: Callable[[], nn.Module], seed: int) -> Run:
+    """Objects of very different size, as in chapter 03: windows enlarged one to four times."""
+    train, val, weights = _twice_as_large()
+    torch.manual_seed(seed)
+    model = make()
+    train = Augmented(train, scale=(1, 4), colour=0)
+    run = _trained(model, train, _windows(val, 1, 4), weights, 500, seed)
+    at_one_scale = {
+        f"miou_x{scale}": evaluate(model, _windows(val, scale, scale)).miou for scale in (1, 4)
+    }
+    return Run(run.steps, run.scores | at_one_scale)
+
+
+def _windows(val: Prerendered, least: float, greatest: float) -> Prerendered:
+    """One window into each scene, enlarged within these bounds; the same ones in each call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        windows = Augmented(val, flip=False, scale=(least, greatest), colour=0)
+        found = windows.batch(torch.arange(len(val)))
+    images = found["image"].mul(255).round().byte()
+    return Prerendered(images, (found["mask"] | found["instances"] << 4).byte())
 
 
 def _trained(
@@ -178,6 +237,15 @@ WEIGHTED = ("ce", "focal_2", "focal_5")
 FEW = (10, 30, 100, 300)  # scenes
 GENTLE = (0.8, 1.25)  # scales that leave a scene much as it was
 
+NO_PYRAMID = {"rates": (), "image_pooling": False}
+PYRAMIDS = {
+    "": NO_PYRAMID,
+    "_rates": {"image_pooling": False},
+    "_pooling": {"rates": ()},
+    "_aspp": {},
+}
+SHALLOW = {"stages": 2, "output_stride": 4}
+
 EXPERIMENTS: dict[str, Callable[[int], Run]] = {
     # 01: three strides, and what the deep maps add
     "fcn32s": partial(_fcn, FCN32s),
@@ -192,6 +260,20 @@ EXPERIMENTS: dict[str, Callable[[int], Run]] = {
     **{f"unet_{n}": partial(_unet, UNet, images=n) for n in FEW},
     **{f"unet_{n}_augmented": partial(_unet, UNet, images=n, scale=GENTLE) for n in FEW},
     "unet_30_strong": partial(_unet, UNet, images=30, scale=(0.5, 2.0)),
+    # 03: what the decoder, the output stride and the pyramid bring; then objects of all sizes
+    "deeplab": _deeplab,
+    "deeplab_no_low_level": partial(_deeplab, low_level=False),
+    "deeplab_stride_16": partial(_deeplab, output_stride=16),
+    "deeplab_stride_16_no_low_level": partial(_deeplab, output_stride=16, low_level=False),
+    "deeplab_full": partial(_deeplab, separable=False),
+    "deeplab_paper_rates": partial(_deeplab, rates=(6, 12, 18)),
+    "near_unet": partial(_from_near, _unet_of_chapter_02),
+    "near_deep": partial(_from_near, partial(_deeplab_of_chapter_03, **NO_PYRAMID)),
+    "near_deep_aspp": partial(_from_near, _deeplab_of_chapter_03),
+    **{
+        f"near_shallow{name}": partial(_from_near, partial(_deeplab_of_chapter_03, **SHALLOW, **o))
+        for name, o in PYRAMIDS.items()
+    },
     # 06: one start, then another loss
     **{f"loss_{name}": partial(_fine_tuned, *terms) for name, terms in TERMS.items()},
     **{

@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import hsv_to_rgb, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import FancyBboxPatch, Patch, Rectangle
 from torch import Tensor
 
 from segcourse.calibration import Calibration
@@ -613,6 +613,44 @@ def u_shape(features: Sequence[int], side: int) -> Figure:
         ax.annotate("", (x2 - half2 - 0.08, y), (x + half + 0.08, y), arrowprops=dashed)
         ax.text((x + x2) / 2, y, "skip", **_ON_A_LINE)
     ax.set(xlim=(-1.2, 4.4 * last + 1.2), ylim=(tops[-1] - heights[-1] - 0.6, 0.2))
+    ax.set_axis_off()
+    figure.subplots_adjust(0, 0, 1, 1)
+    return _close(figure)
+
+
+@use_style()
+def flow(boxes: Mapping[str, tuple[float, float]], arrows: Sequence[tuple[str, str]]) -> Figure:
+    """Boxes with text, and arrows from the bottom of one to the top of another.
+
+    Args:
+        boxes: the text of each box, and where its centre lies: column and row, counted from the
+            upper left. A box is nearly a column wide, and text may have line breaks.
+        arrows: pairs of texts, from and to. ValueError for a text that no box has.
+    """
+    if unknown := {text for pair in arrows for text in pair} - set(boxes):
+        raise ValueError(f"arrows: expected texts of boxes; got {', '.join(sorted(unknown))}")
+    columns, rows = zip(*boxes.values(), strict=True)
+    width, height, gap = 0.92, 0.62, 0.05
+    figure, ax = plt.subplots(figsize=(_WIDTH, 0.62 * (max(rows) - min(rows) + 1)))
+    for text, (x, y) in boxes.items():
+        ax.add_patch(
+            FancyBboxPatch(
+                (x - width / 2, y - height / 2),
+                width,
+                height,
+                boxstyle="round,pad=0,rounding_size=0.08",
+                mutation_aspect=1.4,
+                fc="#e8f1f8",
+                ec=LINE_COLOURS[0],
+            )
+        )
+        ax.text(x, y, text, ha="center", va="center", fontsize=9, linespacing=1.15)
+    arrow = {"arrowstyle": "-|>", "color": _INK, "shrinkA": 0, "shrinkB": 0, "lw": 1.0}
+    for start, end in arrows:
+        (x, y), (x2, y2) = boxes[start], boxes[end]
+        ax.annotate("", (x2, y2 - height / 2 - gap), (x, y + height / 2 + gap), arrowprops=arrow)
+    ax.set(xlim=(min(columns) - 0.5, max(columns) + 0.5))
+    ax.set(ylim=(max(rows) + 0.5, min(rows) - 0.5))
     ax.set_axis_off()
     figure.subplots_adjust(0, 0, 1, 1)
     return _close(figure)

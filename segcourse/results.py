@@ -35,6 +35,8 @@ _POINTS = {
     "boundary_iou": "boundary IoU",
     "pixel_accuracy": "pixel accuracy",
     "star_iou": "star IoU",
+    "miou_x1": "mIoU of the whole scene",
+    "miou_x4": "mIoU at four times the size",
     "calibration_error": "calibration error",
     "scaled_error": "error after scaling",
 }

@@ -24,7 +24,7 @@ Departures from the ResNet paper:
 - **No classifier.** The average pooling over the image and the fully connected layer are gone.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -53,12 +53,14 @@ def shortcut(
     """
     if stride == 1 and in_channels == out_channels:
         return None
-    if stride == 1:
-        return nn.Sequential(conv1x1(in_channels, out_channels), norm(out_channels))
-    if average:  # rounds up, as the padded 3x3 convolutions do
-        pool = nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False)
+    if average:
+        # Rounds up, as the padded 3x3 convolutions do. The Identity keeps the layers' numbers.
+        halve = nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False)
+        pool = halve if stride == 2 else nn.Identity()
         return nn.Sequential(pool, conv1x1(in_channels, out_channels), norm(out_channels))
-    conv = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
+    conv = conv1x1(in_channels, out_channels)
+    if stride == 2:
+        conv = nn.Conv2d(in_channels, out_channels, 1, stride=2, bias=False)
     return nn.Sequential(conv, norm(out_channels))
 
 
@@ -130,11 +132,11 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Image [B, 3, H, W] -> the maps of `layer1` to `layer4`, finest first.
+    """Image [B, 3, H, W] -> the maps of `layer1`, `layer2`, ..., finest first.
 
     Map i is [B, channels[i], H / strides[i], W / strides[i]], rounded up. `depths` are the units
-    of the four stages; `width` scales every layer, the paper's is 64. `norm(channels)` makes a
-    normalisation.
+    of each stage, of which the paper has four; `width` scales every layer, the paper's is 64.
+    `norm(channels)` makes a normalisation.
 
     `output_stride` is the stride of the last map: that of the plain network, or half or a quarter
     of it, with dilated convolutions in place of the strides that are left out.
@@ -148,7 +150,7 @@ class ResNet(nn.Module):
     def __init__(
         self,
         block: type[BasicBlock] | type[Bottleneck],
-        depths: tuple[int, int, int, int],
+        depths: Sequence[int],
         *,
         width: int = 64,
         output_stride: int = 32,
@@ -156,13 +158,12 @@ class ResNet(nn.Module):
         small_images: bool = False,
     ) -> None:
         super().__init__()
-        check_counts(width=width)
+        check_counts(width=width, **{f"depths[{i}]": depth for i, depth in enumerate(depths)})
         stride = 2 if small_images else 4
-        if output_stride not in (2 * stride, 4 * stride, 8 * stride):
-            raise ValueError(
-                f"output_stride: expected {2 * stride}, {4 * stride} or {8 * stride}; "
-                f"got {output_stride!r}"
-            )
+        plain = stride * 2 ** (len(depths) - 1)
+        possible = [plain // less for less in (1, 2, 4) if plain // less >= stride]
+        if output_stride not in possible:
+            raise ValueError(f"output_stride: expected one of {possible}; got {output_stride!r}")
         if small_images:
             self.conv1 = conv3x3(3, width, stride=2)
             self.maxpool = nn.Identity()
@@ -171,8 +172,8 @@ class ResNet(nn.Module):
             self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         self.bn1 = norm(width)
 
-        self.channels = tuple(block.expansion * width * 2**i for i in range(4))
-        self.strides = tuple(min(stride * 2**i, output_stride) for i in range(4))
+        self.channels = tuple(block.expansion * width * 2**i for i in range(len(depths)))
+        self.strides = tuple(min(stride * 2**i, output_stride) for i in range(len(depths)))
         in_channels, rate = width, 1
         for i, depth in enumerate(depths):
             step, rates = self.strides[i] // stride, (rate, rate)
@@ -191,13 +192,14 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         check_image(image, min_side=1)
         x = self.maxpool(F.relu(self.bn1(self.conv1(image)), inplace=True))
-        layer1 = self.layer1(x)
-        layer2 = self.layer2(layer1)
-        layer3 = self.layer3(layer2)
-        return layer1, layer2, layer3, self.layer4(layer3)
+        maps = []
+        for i in range(len(self.channels)):
+            x = getattr(self, f"layer{i + 1}")(x)
+            maps.append(x)
+        return tuple(maps)
 
     def load_torchvision(self, state_dict: Mapping[str, Tensor]) -> None:
         """Take the weights of torchvision's ResNet of the same kind, without its classifier `fc`.
@@ -223,11 +225,11 @@ def resnet101(output_stride: int = 32, norm: Norm = BatchNorm2d) -> ResNet:
     return ResNet(Bottleneck, (3, 4, 23, 3), output_stride=output_stride, norm=norm)
 
 
-def toy_resnet(width: int = 8, output_stride: int = 16) -> ResNet:
-    """The smallest ResNet of this kind, for images of 64 pixels: four basic blocks.
+def toy_resnet(width: int = 12, output_stride: int = 8, *, stages: int = 4) -> ResNet:
+    """The smallest ResNet of this kind, for images of 64 pixels: a basic block for each stage.
 
-    Its maps have strides 2, 4, 8 and 16, or with output stride 8 the last one 8.
+    Without dilation the maps have strides 2, 4, 8 and 16.
     """
     return ResNet(
-        BasicBlock, (1, 1, 1, 1), width=width, output_stride=output_stride, small_images=True
+        BasicBlock, [1] * stages, width=width, output_stride=output_stride, small_images=True
     )
