@@ -198,6 +198,7 @@ _MODELS = {
     "fcn8s_500": "FCN-8s",
     "unet": "U-Net",
     "attention_unet": "Attention U-Net",
+    "deeplab": "DeepLabV3+",
 }
 
 

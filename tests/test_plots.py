@@ -226,6 +226,19 @@ def test_a_u_has_a_block_for_each_map_and_a_skip_for_each_level():
     assert words.count("24 × 32²") == 2 and words.count("48 × 16²") == 1
 
 
+def test_a_flow_has_its_boxes_and_arrows_from_bottom_to_top():
+    boxes = {"a": (0, 0), "b": (1, 1)}
+    ax = plots.flow(boxes, [("a", "b")]).axes[0]
+    assert [text.get_text() for text in ax.texts if text.get_text()] == ["a", "b"]
+    (arrow,) = (text for text in ax.texts if not text.get_text())
+    (x, y), (x2, y2) = arrow.xyann, arrow.xy
+    assert (x, x2) == (0, 1) and 0 < y < y2 < 1
+    low, high = ax.get_ylim()
+    assert low > high  # rows are counted from above
+    first, second = ax.patches
+    assert first.get_y() + first.get_height() <= y and y2 <= second.get_y()
+
+
 def test_reliability_draws_the_bins_that_hold_pixels_and_names_the_error():
     p = torch.tensor([0.6, 0.6, 0.9, 0.9])
     counted = Calibration(bins=10)
@@ -324,6 +337,7 @@ IMAGE, TRUTH, PREDICTION = scenes()
             ValueError,
             "^images: expected 1, one for each map; got 2$",
         ),
+        (lambda: plots.flow({"a": (0, 0)}, [("a", "z")]), ValueError, "^arrows: .* got z$"),
         (lambda: plots.u_shape((8,), 64), ValueError, r"^features: .* \[8\]"),
         (lambda: plots.curves({"a": [1]}, x=[0], log_x=True), ValueError, "^x: .* above 0"),
         (

@@ -133,6 +133,14 @@ def test_the_figures_that_chapter_02_promises_are_reached():
     assert unet.value - without.value >= 0.08
 
 
+def test_the_figures_that_chapter_03_promises_are_reached():
+    with_branch, without = (
+        results.find(name, "boundary_iou") for name in ("deeplab", "deeplab_no_low_level")
+    )
+    assert results.find("deeplab", "miou").value >= 0.58
+    assert with_branch.value - without.value >= 0.1
+
+
 def test_the_figures_that_chapter_06_promises_are_reached():
     plain, tuned = (results.find(name, "star_iou") for name in ("loss_ce", "loss_ce_lovasz"))
     assert tuned.value - plain.value >= 0.15
@@ -141,6 +149,7 @@ def test_the_figures_that_chapter_06_promises_are_reached():
 @pytest.mark.parametrize(
     "name",
     [f"unet {size}" for size in (64, 97, 128)]
+    + [f"deeplabv3plus {encoder} 96" for encoder in ("resnet18", "resnet50")]
     + ["loss cross entropy", "loss label smoothing", "loss focal", "loss Dice"]
     + ["loss Jaccard", "loss Tversky", "loss Lovász"],
 )
