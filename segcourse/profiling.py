@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,17 @@ def _mode(model: nn.Module, x: Tensor, *, training: bool) -> Iterator[None]:
             module.training = was_training
 
 
+def _attention_flops(q: tuple, k: tuple, v: tuple, *_: object, **__: object) -> int:
+    """Floating-point operations of attention by the shapes of queries, keys and values."""
+    return sdpa_flop_count(q, k, v)
+
+
+def _flop_counter() -> FlopCounterMode:
+    """torch's counter, which by itself knows attention on a GPU but not on a CPU."""
+    on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return FlopCounterMode(display=False, custom_mapping={on_cpu: _attention_flops})
+
+
 def multiply_adds(model: nn.Module, x: Tensor) -> int:
     """Multiplications with an addition in one forward pass over the whole batch `x`, in eval mode.
 
@@ -87,7 +98,7 @@ def multiply_adds(model: nn.Module, x: Tensor) -> int:
     biases, pooling, normalisation and other work per element. One multiply-add is two
     floating-point operations (FLOPs).
     """
-    counter = FlopCounterMode(display=False)
+    counter = _flop_counter()
     with _mode(model, x, training=False), torch.no_grad(), counter:
         model(x)
     return counter.get_total_flops() // 2
@@ -264,7 +275,7 @@ def layer_table(model: nn.Module, x: Tensor) -> list[LayerRow]:
     """
     rows: list[LayerRow] = []
     counted: set[Tensor] = set()
-    counter = FlopCounterMode(display=False)
+    counter = _flop_counter()
     flops_before = 0
 
     def start(layer: nn.Module, inputs: tuple) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from segcourse.models.fcn import FCN8s, FCN32s
+from segcourse.models.layers import Attention
 from segcourse.profiling import (
     layer_table,
     multiply_adds,
@@ -78,6 +79,18 @@ def test_multiply_adds_of_a_convolution_follow_the_formula(batch, groups, factor
 def test_multiply_adds_of_a_transposed_convolution_count_input_places():
     layer = nn.ConvTranspose2d(6, 6, 4, stride=2, groups=6)
     assert multiply_adds(layer, torch.rand(2, 6, 5, 7)) == 2 * 5 * 7 * 6 * 4 * 4
+
+
+@pytest.mark.parametrize("device", ("cpu", "meta"))
+@pytest.mark.parametrize(("tokens", "source", "heads"), ((7, 5, 1), (64, 16, 3)))
+def test_multiply_adds_of_attention_count_both_of_its_products(device, tokens, source, heads):
+    layer = Attention(24, heads).to(device)
+    x = torch.rand(2, tokens, 24, device=device)
+    model = nn.Sequential()
+    model.forward = lambda x: layer(x, x[:, :source])
+    maps = 2 * 24 * tokens * source  # q with k, and the weights with v, over all heads
+    linear = 24 * 24 * (2 * tokens + 2 * source)
+    assert multiply_adds(model, x) == 2 * (maps + linear)
 
 
 def test_the_classifier_vgg_16_takes_its_published_15_5_billion_multiply_adds():
