@@ -1,4 +1,4 @@
-"""What the models share: the batch norm that trains on one value, and the checks."""
+"""What the models share: the batch norm that trains on one value, attention, and the checks."""
 
 import pytest
 import torch
@@ -6,7 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from segcourse.models.layers import BatchNorm2d, check_counts, check_image
+from segcourse.models.layers import (
+    Attention,
+    BatchNorm2d,
+    attention_maps,
+    check_counts,
+    check_image,
+)
 
 
 def pair():
@@ -58,6 +64,72 @@ def test_two_images_of_one_pixel_are_a_batch():
     output = layer(torch.tensor([1.0, 5.0]).view(2, 1, 1, 1).expand(2, 3, 1, 1))
     torch.testing.assert_close(output[:, 0, 0, 0], torch.tensor([-1.0, 1.0]), rtol=0, atol=1e-5)
     assert layer.num_batches_tracked == 1
+
+
+def random_attention(width, heads):
+    """An attention layer in float64 with weights and biases that are not small."""
+    torch.manual_seed(0)
+    layer = Attention(width, heads).double()
+    for weight in layer.parameters():
+        nn.init.normal_(weight)
+    return layer
+
+
+def tokens(count, width):
+    return torch.randn(2, count, width, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("heads", (1, 2, 3, 6))
+def test_attention_equals_that_of_torch(heads):
+    """Output and weights are those of `nn.MultiheadAttention`, which has other names."""
+    ours = random_attention(6, heads)
+    theirs = nn.MultiheadAttention(6, heads, batch_first=True).double()
+    for kind in ("weight", "bias"):
+        parts = [getattr(getattr(ours, part), kind) for part in "qkv"]
+        getattr(theirs, f"in_proj_{kind}").data = torch.cat(parts)
+        getattr(theirs.out_proj, kind).data = getattr(ours.proj, kind)
+    x, source = tokens(7, 6), tokens(4, 6)
+    output, weights = theirs(x, source, source, average_attn_weights=False)
+    torch.testing.assert_close(ours(x, source), output, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(ours.weights(x, source), weights, rtol=1e-10, atol=1e-10)
+    ones = torch.ones(2, heads, 7, dtype=torch.float64)
+    torch.testing.assert_close(ours.weights(x, source).sum(dim=3), ones)
+
+
+def test_attention_knows_no_order():
+    """Other tokens in another order read the same from a source in another order."""
+    layer, x, source = random_attention(6, 2), tokens(7, 6), tokens(5, 6)
+    order, of_source = torch.randperm(7), torch.randperm(5)
+    shuffled = layer(x[:, order], source[:, of_source])
+    torch.testing.assert_close(shuffled, layer(x, source)[:, order], rtol=1e-10, atol=1e-10)
+    weights = layer.weights(x[:, order], source[:, of_source])
+    expected = layer.weights(x, source)[:, :, order][:, :, :, of_source]
+    torch.testing.assert_close(weights, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_attention_maps_are_those_of_each_layer_in_turn():
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.late = random_attention(6, 2)
+            self.early = random_attention(6, 3)
+
+        def forward(self, x):
+            return self.late(self.early(x, x[:, :4]), x)
+
+    encoder, x = Encoder(), tokens(7, 6)
+    early, late = attention_maps(encoder, x)
+    assert torch.equal(early, encoder.early.weights(x, x[:, :4]))
+    assert torch.equal(late, encoder.late.weights(encoder.early(x, x[:, :4]), x))
+    assert not encoder.early._forward_pre_hooks
+
+
+@pytest.mark.parametrize(("width", "heads"), ((8, 3), (2, 4), (5, 2)))
+def test_heads_that_do_not_divide_the_width_are_named(width, heads):
+    with pytest.raises(ValueError, match=f"heads: .* divisor of the width {width}; got {heads}"):
+        Attention(width, heads)
+    with pytest.raises(ValueError, match="heads: .* at least 1; got 0"):
+        Attention(width, 0)
 
 
 def test_a_good_image_passes():
