@@ -332,8 +332,8 @@ class SegFormer(nn.Module):
     def load_transformers(self, state: Mapping[str, Tensor]) -> None:
         """Load a state dict of `SegformerForSemanticSegmentation` of the `transformers` library.
 
-        Its names before version 5 are known too; published files have those. Such networks expect
-        images that are normalised by ImageNet's mean and standard deviation.
+        Published files have other names than the networks of its newer versions; both load. The
+        published networks expect images normalised by ImageNet's mean and standard deviation.
 
         Raises ValueError, which lists the tensors that are missing, foreign or of another shape,
         named as in `SegFormer.state_dict()`. The model is then as it was. TypeError for what is
@@ -372,8 +372,8 @@ def listed(names: Sequence[str], most: int = 10) -> str:
     return ", ".join(names[:most]) + more
 
 
-# What to replace by what in a name of `transformers`, in this order. The first three rules, and the
-# first of two forms in the others, are for the names before version 5.
+# What to replace by what in a name of `transformers`, in this order. Files have the names of its
+# first versions: for them are the first three rules, and the first of two forms in the others.
 RENAMING = (
     (r"encoder\.patch_embeddings\.(\d+)", r"stages.\1.patch_embeddings"),
     (r"encoder\.block\.(\d+)", r"stages.\1.blocks"),

@@ -120,10 +120,10 @@ class PUPDecoder(nn.Module):
     """Progressive upsampling: [B, width, h, w] -> [B, num_classes, p * h, p * w].
 
     p is `patch_size`. A step is a 3x3 convolution to `channels`, batch norm, ReLU, and enlarging
-    to twice the sides. Four steps undo a patch of 16; if p is no power of 2, the last step enlarges
-    by less. The 1x1 convolution to the classes comes before the last enlarging, as in the authors'
-    code. After it the result would be the same, as enlarging averages pixels, and the work four
-    times as much.
+    to twice the sides. Four steps undo a patch of 16; if p is no power of 2, the last step
+    enlarges by less. The 1x1 convolution to the classes comes before the last enlarging, as in the
+    authors' code. After it the result would be the same, as enlarging averages pixels, and the
+    work four times as much.
     """
 
     def __init__(self, width: int, channels: int, num_classes: int, patch_size: int) -> None:

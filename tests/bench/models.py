@@ -2,17 +2,21 @@
 
 import statistics
 
+import torchvision_shim  # noqa: F401  before the libraries that import torchvision
+
+# isort: split
 import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
-import torchvision_shim  # noqa: F401  before the library that imports torchvision
 from bench.timing import ratio, record, take_turns
+from parity.test_segformer_parity import their_segformer
 from parity.test_unet_parity import CLASSES, monai_unet
 from torch import nn
 
 from segcourse import plots
 from segcourse.models.backbones import resnet18, resnet50
 from segcourse.models.deeplab import DeepLabV3Plus
+from segcourse.models.segformer import SegFormer
 from segcourse.models.unet import UNet
 
 
@@ -51,6 +55,24 @@ def deeplab(encoder: str, size: int, batch: int) -> list:
     return beside(f"deeplabv3plus {encoder}", ours, theirs, size, batch)
 
 
+class Enlarged(nn.Module):
+    """The SegFormer of `transformers` with its logits enlarged to the image, as ours has them."""
+
+    def __init__(self, segformer: nn.Module) -> None:
+        super().__init__()
+        self.segformer = segformer
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        logits = self.segformer(image).logits
+        return F.interpolate(logits, image.shape[2:], mode="bilinear")
+
+
+def segformer(variant: str, size: int, batch: int) -> list:
+    """Beside that of `transformers`."""
+    ours, theirs = SegFormer.from_variant(variant, CLASSES), Enlarged(their_segformer(variant))
+    return beside(f"segformer {variant}", ours, theirs.train(), size, batch)
+
+
 def main() -> None:
     toy, wide = (12, 24, 48, 96, 192), (32, 64, 128, 256, 512)
     rows = [
@@ -59,11 +81,13 @@ def main() -> None:
         unet(wide, 128, batch=4),
         deeplab("resnet18", 96, batch=8),
         deeplab("resnet50", 96, batch=8),
+        segformer("b0", 128, batch=4),
     ]
     columns = ["model", "side (px)", "batch", "parameters", "seconds", "time over theirs"]
     caption = (
-        "Training step beside another library's layers with equal parameters (at most 1.05), "
-        "one thread: U-Net and MONAI, DeepLabV3+ and segmentation-models-pytorch"
+        "Training step beside another library's layers with equal parameters (at most 1.05; "
+        "SegFormer 1.0), one thread: U-Net and MONAI, DeepLabV3+ and segmentation-models-pytorch, "
+        "SegFormer and transformers"
     )
     print(plots.table(rows, columns, digits=3, caption=caption))
 

@@ -154,7 +154,7 @@ def test_without_positions_the_encoder_knows_no_order():
 
 def test_positions_are_stretched_over_the_grid_of_another_image():
     """With all else silent the tokens are the positions, here the numbers of their rows."""
-    encoder = random().encoder
+    encoder = random(image_size=60).encoder  # 8 patches each way, the last ones not full
     nn.init.zeros_(encoder.patch_embedding.weight)
     nn.init.zeros_(encoder.patch_embedding.bias)
     encoder.blocks, encoder.norm = nn.Identity(), nn.Identity()
