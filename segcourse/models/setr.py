@@ -24,8 +24,8 @@ Departures from the paper:
 - **No class token.** It is ViT's, for classifying. The paper's text has none; the authors' code
   carries one along, as its encoder was trained with it, and drops it before the decoder.
 - **A last layer norm**, `encoder.norm`, as in ViT. The authors' code has it in the decoder.
-- **Less around it**: random weights, where the paper starts from a trained ViT; no
-  auxiliary losses at layers 10, 15, 20 and 24; no third decoder, MLA.
+- **Less around it**: random weights, where the paper starts from a trained ViT; no auxiliary
+  losses at layers 10, 15, 20 and 24; no third decoder, MLA.
 """
 
 import torch
