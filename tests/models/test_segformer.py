@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import image_of, randomise
 from torch import nn
 
 from segcourse.models.segformer import DropPath, EfficientSelfAttention, MixFFN, SegFormer
@@ -22,18 +23,7 @@ def small(num_classes=3, **settings):
 def random(**settings):
     """A small SegFormer in float64 and eval mode, with nothing left as it starts."""
     torch.manual_seed(0)
-    model = small(**settings).double().eval()
-    for name, value in model.state_dict().items():
-        if name.endswith("running_var"):
-            value += torch.rand_like(value)
-        elif value.is_floating_point():
-            value += 0.3 * torch.randn_like(value)
-    return model
-
-
-def image_of(height, width):
-    generator = torch.Generator().manual_seed(height + width)
-    return torch.rand(2, 3, height, width, generator=generator, dtype=torch.float64)
+    return randomise(small(**settings).double().eval())
 
 
 def near(a, b):

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import image_of, randomise
 from torch import nn
 
 from segcourse.models.unet import AttentionGate, AttentionUNet, UNet, extend
@@ -24,18 +25,7 @@ def widths(min_size):
 def random(network, features=FEATURES, **kwargs):
     """The network in float64 and eval mode, with nothing left as it starts."""
     torch.manual_seed(0)
-    model = network(3, 2, features, **kwargs).double().eval()
-    for name, value in model.state_dict().items():
-        if name.endswith("running_var"):
-            value += torch.rand_like(value)
-        elif value.is_floating_point():
-            value += 0.1 * torch.randn_like(value)
-    return model
-
-
-def image_of(height, width, channels=3):
-    generator = torch.Generator().manual_seed(height + width)
-    return torch.rand(2, channels, height, width, generator=generator, dtype=torch.float64)
+    return randomise(network(3, 2, features, **kwargs).double().eval(), 0.1)
 
 
 def set_gates(model, alpha):

@@ -3,16 +3,6 @@
 import torch
 
 
-def randomise(model):
-    """Let no weight, bias or statistic stay as it starts."""
-    for name, value in model.state_dict().items():
-        if name.endswith("running_var"):
-            value += torch.rand_like(value)
-        elif value.is_floating_point():
-            value += 0.3 * torch.randn_like(value)
-    return model
-
-
 def copy_in_order(theirs, ours):
     """Load the weights of `theirs` into `ours`, which lists the same layers in the same order.
 

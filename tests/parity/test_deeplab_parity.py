@@ -5,7 +5,8 @@ import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 import torchvision
-from parity.same import copy_in_order, equal, randomise, same_outputs_and_gradients
+from networks import randomise
+from parity.same import copy_in_order, equal, same_outputs_and_gradients
 from torch import nn
 
 from segcourse.models import backbones

@@ -10,6 +10,7 @@ from functools import cache
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import randomise
 from safetensors.torch import load_file
 from torch import nn
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
@@ -42,11 +43,7 @@ def pair(variant):
     """Ours and theirs in float64 with equal weights and statistics, none left as it starts."""
     torch.manual_seed(0)
     theirs = their_segformer(variant, drop_path_rate=0, classifier_dropout_prob=0).double()
-    for name, value in theirs.state_dict().items():
-        if name.endswith("running_var"):
-            value += torch.rand_like(value)
-        elif value.is_floating_point():
-            value += 0.1 * torch.randn_like(value)
+    randomise(theirs, 0.1)
     ours = SegFormer.from_variant(variant, CLASSES).double()
     ours.load_transformers(theirs.state_dict())
     for layer in ours.modules():  # nothing is dropped at random on either side

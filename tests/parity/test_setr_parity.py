@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import randomise
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.func import functional_call
@@ -20,15 +21,6 @@ WIDTH, DEPTH, HEADS = 24, 3, 4
 SIZES = ((48, 48), (64, 64), (97, 131), (33, 161), (32, 40))
 
 each_patch = pytest.mark.parametrize("patch", (8, 16, 12, 5))
-
-
-def randomise(model):
-    """Let no weight, bias or statistic stay as it starts."""
-    for name, value in model.state_dict().items():
-        if name.endswith("running_var"):
-            value += torch.rand_like(value)
-        elif value.is_floating_point():
-            value += 0.2 * torch.randn_like(value)
 
 
 def random_setr(patch, decoder=PUPDecoder):
@@ -43,7 +35,7 @@ def random_setr(patch, decoder=PUPDecoder):
         decoder=decoder,
         channels=7,
     ).double()
-    randomise(model)
+    randomise(model, 0.2)
     return model
 
 

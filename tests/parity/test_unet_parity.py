@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from monai.networks.nets.basic_unet import BasicUNet, UpCat
-from parity.same import equal, randomise, same_outputs_and_gradients
+from networks import randomise
+from parity.same import equal, same_outputs_and_gradients
 
 from segcourse.models.unet import AttentionUNet, UNet
 
