@@ -17,7 +17,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from segcourse.models.segformer import DropPath, SegFormer, from_transformers
 
-CLASSES = 5
+CLASSES = 4
 SIZES = ((64, 64), (97, 131), (33, 161), (128, 96))
 SETTINGS = {
     "b0": dict(hidden_sizes=(32, 64, 160, 256), depths=(2, 2, 2, 2), decoder_hidden_size=256),
