@@ -701,6 +701,7 @@ class Table:
 
         def cell(row: int, column: int) -> str:
             text = html.escape(_text(self.rows[row][column], self.digits))
+            text = text.replace(" ± ", "&nbsp;±&nbsp;")  # never on two lines
             if (row, column) in self.best:
                 text = f"<strong>{text}</strong>"
             if column == 0:

@@ -239,6 +239,11 @@ def test_a_flow_has_its_boxes_and_arrows_from_bottom_to_top():
     assert first.get_y() + first.get_height() <= y and y2 <= second.get_y()
 
 
+def test_a_number_and_its_spread_stay_on_one_line():
+    page = plots.table([["net", "55.4 ± 1.5"]], ["name", "mIoU"])._repr_html_()
+    assert "55.4&nbsp;±&nbsp;1.5" in page
+
+
 def test_reliability_draws_the_bins_that_hold_pixels_and_names_the_error():
     p = torch.tensor([0.6, 0.6, 0.9, 0.9])
     counted = Calibration(bins=10)
