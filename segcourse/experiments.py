@@ -26,11 +26,15 @@ from segcourse import losses, results
 from segcourse.augmentation import Augmented
 from segcourse.calibration import Calibration, best_temperature
 from segcourse.exercises.model import FEATURES, FILE
+from segcourse.models import segformer, setr
 from segcourse.models.backbones import toy_resnet
 from segcourse.models.deeplab import DeepLabV3Plus
 from segcourse.models.fcn import FCN8s, FCN16s, FCN32s
+from segcourse.models.layers import Attention
+from segcourse.models.segformer import SegFormer
+from segcourse.models.setr import SETR
 from segcourse.models.unet import AttentionUNet, UNet
-from segcourse.toyscape import CLASSES, NUM_CLASSES, VOID, Prerendered, Toyscape
+from segcourse.toyscape import CLASSES, NUM_CLASSES, VOID, Prerendered, Toyscape, void_border
 from segcourse.training import (
     class_weights,
     evaluate,
@@ -81,8 +85,19 @@ def _fcn(kind: type[nn.Module], seed: int, *, steps: int = 1000, only_pool3: boo
     return _trained(model, train, val, weights, steps, seed)
 
 
-def _unet_of_chapter_02(kind: type[nn.Module] = UNet, **options: bool) -> nn.Module:
-    return kind(3, NUM_CLASSES, [preset().width(n) for n in (12, 24, 48)], **options)
+def _first(images: int | None) -> tuple[Prerendered, Prerendered, torch.Tensor]:
+    """As `data`, with the first `images` training scenes; None is all."""
+    train, val, weights = data()
+    if images is not None:
+        train = Prerendered(train.images[:images], train.codes[:images])
+        weights = class_weights(train, NUM_CLASSES)
+    return train, val, weights
+
+
+def _unet_of_chapter_02(
+    kind: type[nn.Module] = UNet, classes: int = NUM_CLASSES, **options: bool
+) -> nn.Module:
+    return kind(3, classes, [preset().width(n) for n in (12, 24, 48)], **options)
 
 
 def _unet(
@@ -94,10 +109,7 @@ def _unet(
     **options: bool,
 ) -> Run:
     """A U-Net as in chapter 02, on the first `images` scenes, augmented if `scale` is given."""
-    train, val, weights = data()
-    if images is not None:
-        train = Prerendered(train.images[:images], train.codes[:images])
-        weights = class_weights(train, NUM_CLASSES)
+    train, val, weights = _first(images)
     if scale:
         train = Augmented(train, scale=scale)
     torch.manual_seed(seed)
@@ -159,14 +171,195 @@ def _windows(val: Prerendered, least: float, greatest: float) -> Prerendered:
     return Prerendered(images, (found["mask"] | found["instances"] << 4).byte())
 
 
+def _segformer_of_chapter_04(classes: int = NUM_CLASSES) -> SegFormer:
+    width = preset().width
+    return SegFormer(
+        classes,
+        widths=[width(n) for n in (16, 32, 80, 128)],
+        depths=(1, 1, 1, 1),
+        channels=width(64),
+        drop_path=0.0,
+        dropout=0.0,
+    )
+
+
+def _setr_of_chapter_04(classes: int = NUM_CLASSES) -> SETR:
+    budget = preset()
+    return SETR(
+        classes,
+        image_size=budget.size,
+        patch_size=8,
+        width=budget.width(96),
+        depth=4,
+        heads=4,
+        channels=budget.width(32),
+    )
+
+
+class Nothing(nn.Module):
+    """In place of attention: every token reads zeros."""
+
+    def forward(self, x: torch.Tensor, *source: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(x)
+
+
+class SplitByView(Attention):
+    """The bug of chapter 04: heads that hold a part of the tokens, not of the channels."""
+
+    def forward(self, x: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+        size = len(x), self.heads, -1, x.shape[2] // self.heads
+        q, k, v = self.q(x).view(size), self.k(source).view(size), self.v(source).view(size)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).reshape(x.shape))
+
+
+def _no_attention(layer: nn.Module) -> None:
+    if isinstance(layer, segformer.Block | setr.Block):
+        layer.attention = Nothing()
+
+
+def _no_convolution(layer: nn.Module) -> None:
+    if isinstance(layer, segformer.MixFFN):
+        layer.conv = nn.Identity()
+
+
+def _neither(layer: nn.Module) -> None:
+    _no_attention(layer)
+    _no_convolution(layer)
+
+
+def _no_position(layer: nn.Module) -> None:
+    if isinstance(layer, setr.ViT):  # frozen at zero, it never takes part
+        nn.init.zeros_(layer.position).requires_grad_(False)
+
+
+def _circular(layer: nn.Module) -> None:
+    if isinstance(layer, nn.Conv2d):
+        layer.padding_mode = "circular"
+
+
+def _split_by_view(layer: nn.Module) -> None:
+    if isinstance(layer, Attention):
+        layer.__class__ = SplitByView
+
+
+def _transformer(
+    make: Callable[[], nn.Module],
+    seed: int,
+    *,
+    steps: int,
+    lr: float,
+    images: int | None = None,
+    change: Callable[[nn.Module], None] | None = None,
+    pretrained: Callable[[int], nn.Module] | None = None,
+) -> Run:
+    """A network as in chapter 04, on the first `images` scenes; `change` sees every layer."""
+    train, val, weights = _first(images)
+    torch.manual_seed(seed)
+    model = make()
+    if change:
+        model.apply(change)
+    if pretrained:
+        model.encoder.load_state_dict(pretrained(seed).encoder.state_dict())
+    return _trained(model, train, val, weights, steps, seed, lr)
+
+
+_segformer = partial(_transformer, _segformer_of_chapter_04, steps=650, lr=3e-3)
+_setr = partial(_transformer, _setr_of_chapter_04, steps=500, lr=2e-3)
+
+
+class Relabelled:
+    """Scenes whose masks are `label(batch)`."""
+
+    def __init__(self, scenes: Any, label: Callable[[dict], torch.Tensor]) -> None:
+        self.scenes, self.label = scenes, label
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def batch(self, indices: torch.Tensor) -> dict[str, torch.Tensor]:
+        batch = self.scenes.batch(indices)
+        return batch | {"mask": self.label(batch)}
+
+
+def water_somewhere(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The far task of chapter 04: 1 on each pixel of sky if the scene has water, else 0."""
+    mask = batch["mask"]
+    water = (mask == CLASSES.index("water")).flatten(1).any(dim=1)
+    return torch.where(mask == CLASSES.index("sky"), water[:, None, None].long(), VOID)
+
+
+def outlines(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """2 beside the outline of an object, 1 on the rest of it, 0 elsewhere; no class has a name."""
+    objects = batch["instances"]
+    return torch.where(void_border(objects) == VOID, 2, (objects > 0).long())
+
+
+def _far(
+    make: Callable[..., nn.Module],
+    seed: int,
+    *,
+    lr: float = 1e-2,
+    change: Callable[[nn.Module], None] | None = None,
+) -> Run:
+    """Is there water in the scene? Each pixel of sky answers, as in chapter 04."""
+    train, val, _ = data()
+    train, val = Relabelled(train, water_somewhere), Relabelled(val, water_somewhere)
+    torch.manual_seed(seed)
+    model = make(classes=2)
+    if change:
+        model.apply(change)
+    return _trained(model, train, val, class_weights(train, 2), 300, seed, lr)
+
+
+def _pretrained(classes: int, train: Any, seed: int) -> SegFormer:
+    """A SegFormer as in chapter 04 after as many steps on other data."""
+    budget = preset()
+    torch.manual_seed(seed)
+    model = _segformer_of_chapter_04(classes)
+    loss = pixel_loss(F.cross_entropy, weight=class_weights(train, classes), ignore_index=VOID)
+    steps = budget.steps(650)
+    fit(model, train, loss, steps, batch_size=budget.batch_size, lr=3e-3, seed=seed)
+    return model
+
+
+@lru_cache
+def _outline_finder(seed: int) -> SegFormer:
+    """Another question, in another world: where do objects begin?"""
+    return _pretrained(3, Relabelled(_other_world(), outlines), seed)
+
+
+@lru_cache
+def _hard_world(seed: int) -> SegFormer:
+    """The same question, in another world whose objects have any colour."""
+    return _pretrained(NUM_CLASSES, _other_world(difficulty=1.0), seed)
+
+
+def _other_world(**options: Any) -> Prerendered:
+    budget = preset()
+    scenes = Toyscape("train", budget.size, budget.length(2000), seed=1, **options)
+    return scenes.prerender(budget.device)
+
+
+def _hard_world_as_it_is(seed: int) -> Run:
+    """Without a step on the scenes that it is scored on."""
+    scores = evaluate(_hard_world(seed), data()[1])
+    return Run(preset().steps(650), {metric: getattr(scores, metric) for metric in METRICS})
+
+
 def _trained(
-    model: nn.Module, train: Any, val: Any, weights: torch.Tensor, steps: int, seed: int
+    model: nn.Module,
+    train: Any,
+    val: Any,
+    weights: torch.Tensor,
+    steps: int,
+    seed: int,
+    lr: float = 1e-2,
 ) -> Run:
     budget = preset()
     loss = pixel_loss(F.cross_entropy, weight=weights, ignore_index=VOID)
     steps = budget.steps(steps)
     batch_size = min(budget.batch_size, len(train))  # the gpu preset's is larger than ten scenes
-    fit(model, train, loss, steps, batch_size=batch_size, seed=seed)
+    fit(model, train, loss, steps, batch_size=batch_size, lr=lr, seed=seed)
     scores = evaluate(model, val)
     return Run(steps, {metric: getattr(scores, metric) for metric in METRICS})
 
@@ -274,6 +467,37 @@ EXPERIMENTS: dict[str, Callable[[int], Run]] = {
         f"near_shallow{name}": partial(_from_near, partial(_deeplab_of_chapter_03, **SHALLOW, **o))
         for name, o in PYRAMIDS.items()
     },
+    # 04: from few scenes to all; an answer that lies far away; what each part brings; another
+    # task before this one
+    "unet_1000": partial(_unet, UNet, images=1000),
+    "segformer": _segformer,
+    "setr": _setr,
+    **{f"segformer_{n}": partial(_segformer, images=n) for n in (30, 100, 300, 1000)},
+    **{f"setr_{n}": partial(_setr, images=n) for n in (100, 300, 1000)},
+    "far_unet": partial(_far, _unet_of_chapter_02),
+    "far_setr": partial(_far, _setr_of_chapter_04, lr=2e-3),
+    "far_setr_no_attention": partial(_far, _setr_of_chapter_04, lr=2e-3, change=_no_attention),
+    "far_setr_split_by_view": partial(_far, _setr_of_chapter_04, lr=2e-3, change=_split_by_view),
+    "far_segformer": partial(_far, _segformer_of_chapter_04, lr=3e-3),
+    "far_segformer_no_attention": partial(
+        _far, _segformer_of_chapter_04, lr=3e-3, change=_no_attention
+    ),
+    "segformer_no_attention": partial(_segformer, change=_no_attention),
+    "segformer_no_convolution": partial(_segformer, change=_no_convolution),
+    "segformer_neither": partial(_segformer, change=_neither),
+    "segformer_circular": partial(_segformer, change=_circular),
+    "setr_no_attention": partial(_setr, change=_no_attention),
+    "setr_no_position": partial(_setr, change=_no_position),
+    "setr_split_by_view": partial(_setr, change=_split_by_view),
+    **{
+        f"segformer_{n}_outlines": partial(_segformer, images=n, pretrained=_outline_finder)
+        for n in (30, 100)
+    },
+    **{
+        f"segformer_{n}_hard_world": partial(_segformer, images=n, pretrained=_hard_world)
+        for n in (30, 100)
+    },
+    "hard_world_as_it_is": _hard_world_as_it_is,
     # 06: one start, then another loss
     **{f"loss_{name}": partial(_fine_tuned, *terms) for name, terms in TERMS.items()},
     **{
