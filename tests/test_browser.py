@@ -12,8 +12,9 @@ QUIET = (
     "--disable-component-update --disable-sync"
 ).split()
 PAGES = ["book/intro", "book/notation", "notebooks/00_pixels_and_metrics", "notebooks/01_fcn"]
-PAGES += ["notebooks/02_unet", "notebooks/03_deeplab", "notebooks/06_losses"]
-PAGES += ["notebooks/07_boundary_loss", "notebooks/08_multi_scale_tta", "notebooks/09_crf"]
+PAGES += ["notebooks/02_unet", "notebooks/03_deeplab", "notebooks/04_transformers"]
+PAGES += ["notebooks/06_losses", "notebooks/07_boundary_loss"]
+PAGES += ["notebooks/08_multi_scale_tta", "notebooks/09_crf"]
 
 
 @pytest.fixture(scope="module")
