@@ -199,6 +199,8 @@ _MODELS = {
     "unet": "U-Net",
     "attention_unet": "Attention U-Net",
     "deeplab": "DeepLabV3+",
+    "segformer": "SegFormer",
+    "setr": "SETR",
 }
 
 
