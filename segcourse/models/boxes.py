@@ -86,6 +86,26 @@ def decode_boxes(
     return torch.stack(corners, dim=1)
 
 
+def match_boxes(
+    boxes: Tensor, truth: Tensor, low: float, high: float, *, keep_best: bool = False
+) -> Tensor:
+    """Which of the true boxes [M, 4] each box [N, 4] is on: int64 [N].
+
+    The one with the largest IoU if that is at least `high`; -1, background, if it is below `low`;
+    -2, undecided, in between. With `keep_best` the boxes that have the largest IoU with some true
+    box, however small, are decided too: they are on the one that they overlap most.
+    """
+    if not len(truth):
+        return torch.full((len(boxes),), -1, device=boxes.device)
+    iou = box_iou(truth, boxes)
+    best, matched = iou.max(dim=0)
+    decided = torch.where(best < low, -1, torch.where(best < high, -2, matched))
+    if keep_best:
+        is_best = (iou == iou.amax(dim=1, keepdim=True)) & (iou > 0)
+        decided = torch.where(is_best.any(dim=0), matched, decided)
+    return decided
+
+
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     """Non-maximum suppression: the indices of the boxes that stay, best score first, int64 [K].
 
@@ -129,13 +149,17 @@ def cell_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Tensor:
     return (torch.stack([-width, -height, width, height], dim=1) / 2).round()
 
 
-def grid_anchors(cell: Tensor, rows: int, columns: int, stride: int) -> Tensor:
+def grid_anchors(cell: Tensor, places: tuple[int, int], image: tuple[int, int]) -> Tensor:
     """The anchors `cell` [A, 4] at every place of a feature map: [rows * columns * A, 4].
 
-    Place (i, j) has its anchors round the pixel (i * stride, j * stride), its top left corner.
+    `places` are the rows and columns of the map, `image` the height and width of the image. The
+    places are as many whole pixels apart as fit, and the first one is at the image's corner 0, 0.
     """
-    y, x = (torch.arange(n, device=cell.device) * stride for n in (rows, columns))
-    y, x = (places.flatten() for places in torch.meshgrid(y, x, indexing="ij"))
+    y, x = (
+        torch.arange(number, device=cell.device) * (side // number)
+        for number, side in zip(places, image, strict=True)
+    )
+    y, x = (grid.flatten() for grid in torch.meshgrid(y, x, indexing="ij"))
     return (torch.stack([x, y, x, y], dim=1)[:, None] + cell).view(-1, 4)
 
 
@@ -232,11 +256,12 @@ def pyramid_roi_align(
     output_size: tuple[int, int],
     *,
     sampling_ratio: int = 2,
+    aligned: bool = False,
     canonical_size: float = 224,
 ) -> Tensor:
     """`roi_align` of boxes [K, 4] from the level of `pyramid_levels`: [K, C, *output_size].
 
-    `maps` [B, C, ., .] have the strides 2 ** k, 2 ** (k + 1), ... of `strides`; `image` as in
+    `maps` [B, C, ., .] have the strides 2 ** k, 2 ** (k + 1), ... of `strides`; the rest as in
     `roi_align`.
     """
     lowest = int(math.log2(strides[0]))
@@ -252,30 +277,40 @@ def pyramid_roi_align(
             output_size,
             spatial_scale=1 / stride,
             sampling_ratio=sampling_ratio,
+            aligned=aligned,
         )
         pooled = pooled.index_copy(0, here, part)
     return pooled
 
 
-def paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
+def paste_masks(
+    masks: Tensor, boxes: Tensor, height: int, width: int, *, aligned: bool = False
+) -> Tensor:
     """Masks [N, M, M], each the content of its box [N, 4], in an image: [N, height, width].
 
-    A mask is framed by zeros and its box enlarged to match, so that it fades out towards its
-    edges. The corners of the enlarged box are cut to whole pixels (towards 0), and the mask is
-    interpolated onto them as by `F.interpolate(..., mode="bilinear")`. Outside is 0.
+    A mask is interpolated between the centres of its bins, and fades out to 0 over its outermost
+    half bin and as much beyond it.
+
+    aligned: whether the bins lie exactly where the box is. False: as in torchvision, the mask is
+    framed by zeros, its box enlarged to match, and the corners of that cut to whole pixels
+    (towards 0), the last one included. The difference is up to a pixel on each side.
 
     Rows and columns are interpolated separately: two matrix products for each mask.
     """
     check_boxes("boxes", boxes)
     if masks.ndim != 3 or len(masks) != len(boxes):
         raise ValueError(f"masks: expected [{len(boxes)}, M, M]; got {list(masks.shape)}")
-    side = masks.shape[-1] + 2
-    centre = (boxes[:, :2] + boxes[:, 2:]) * 0.5
-    half_size = (boxes[:, 2:] - boxes[:, :2]) * 0.5 * (side / masks.shape[-1])
-    (x1, y1), (x2, y2) = (centre - half_size).unbind(1), (centre + half_size).unbind(1)
-    rows = _pixel_weights(y1, y2, height, side)
-    columns = _pixel_weights(x1, x2, width, side)
-    return rows @ F.pad(masks, (1, 1, 1, 1)) @ columns.transpose(1, 2)
+    start, end = boxes[:, :2], boxes[:, 2:]
+    if not aligned:
+        centre, half_size = (start + end) * 0.5, (end - start) * 0.5
+        half_size = half_size * ((masks.shape[-1] + 2) / masks.shape[-1])
+        start, end = (centre - half_size).trunc(), (centre + half_size).trunc() + 1
+        masks = F.pad(masks, (1, 1, 1, 1))
+    columns, rows = (
+        _pixel_weights(start[:, i], end[:, i], pixels, masks.shape[-1])
+        for i, pixels in enumerate((width, height))
+    )
+    return rows @ masks @ columns.transpose(1, 2)
 
 
 def check_boxes(name: str, boxes: Tensor) -> None:
@@ -320,15 +355,10 @@ def _bin_samples(
     return places, share / samples.clamp(min=1)
 
 
-def _pixel_weights(start: Tensor, end: Tensor, pixels: int, side: int) -> Tensor:
-    """What each pixel of an image row takes from the `side` values of a mask: [N, pixels, side].
-
-    The mask lies from pixel `start` to pixel `end`, both cut to whole numbers and included.
-    """
-    start, end = start.trunc()[:, None], end.trunc()[:, None]
-    pixel = torch.arange(pixels, device=start.device)
-    position = (pixel - start + 0.5) * (side / (end - start + 1)) - 0.5
-    distance = position[..., None] - torch.arange(side, device=start.device)
-    covered = (pixel >= start) & (pixel <= end)
-    # A position just outside the mask gets less than the edge, which is 0 in a framed mask.
-    return (1 - distance.abs()).clamp(min=0) * covered[..., None]
+def _pixel_weights(start: Tensor, end: Tensor, pixels: int, bins: int) -> Tensor:
+    """What each pixel of a row takes from bins between `start` and `end`: [N, pixels, bins]."""
+    bin_length = ((end - start) / bins).clamp(min=1e-6)[:, None, None]
+    pixel = torch.arange(pixels, device=start.device)[:, None] + 0.5
+    bin_ = torch.arange(bins, device=start.device) + 0.5
+    distance = (pixel - start[:, None, None]) / bin_length - bin_
+    return (1 - distance.abs()).clamp(min=0)

@@ -113,7 +113,7 @@ def test_clipping_leaves_the_part_in_the_image():
 def test_anchors_lie_round_every_place_of_the_map():
     cell = cell_anchors((8, 16), (0.5, 1.0, 2.0))
     assert cell.shape == (6, 4) and torch.equal(cell[:, :2], -cell[:, 2:])
-    anchors = grid_anchors(cell, rows=2, columns=3, stride=8).view(2, 3, 6, 4)
+    anchors = grid_anchors(cell, places=(2, 3), image=(16, 24)).view(2, 3, 6, 4)
     centre = (anchors[..., :2] + anchors[..., 2:]) / 2
     assert torch.equal(centre[1, 2], torch.tensor([[16.0, 8.0]]).expand(6, 2))
     assert torch.equal(anchors[1, 2] - anchors[0, 0], torch.tensor([16.0, 8, 16, 8]).expand(6, 4))

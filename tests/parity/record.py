@@ -18,8 +18,8 @@ def boxes():
     from parity import test_boxes_parity as cases
 
     answers = {
-        "nms": [cases.compiled_nms(*cases.nms_case(seed)) for seed in range(cases.CASES)],
-        "roi": [cases.compiled_roi(*cases.roi_case(seed)) for seed in range(cases.CASES)],
+        "nms": [cases.torchvision_nms(*cases.nms_case(seed)) for seed in range(cases.CASES)],
+        "roi": [cases.torchvision_roi(*cases.roi_case(seed)) for seed in range(cases.CASES)],
     }
     flat = {name: np.concatenate([a.ravel() for a in each]) for name, each in answers.items()}
     sizes = {f"{name}_sizes": [a.size for a in each] for name, each in answers.items()}

@@ -1,7 +1,8 @@
 """NMS and RoIAlign: torchvision's compiled operators, and slow loops that follow the definitions.
 
 The answers of torchvision 0.27.1 are recorded in data/boxes.npz (see record.py), because its
-operators do not load beside every build of torch. Where they load, they answer here as well.
+operators do not load beside every build of torch. Where they load, they answer here as well;
+where they do not, what the tests of whole models have in their place is held to these answers.
 """
 
 from pathlib import Path
@@ -15,7 +16,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops.poolers import LevelMapper
-from torchvision_shim import COMPILED
+from torchvision_shim import COMPILED, operators
 
 from segcourse.models.boxes import (
     box_area,
@@ -86,21 +87,24 @@ def ours_roi(features, boxes, image, options):
     return roi_align(*tensors, **options).numpy()
 
 
-def compiled_nms(boxes, scores, threshold):
-    operator = torch.ops.torchvision.nms
-    return operator(torch.from_numpy(boxes), torch.from_numpy(scores), threshold).numpy()
+def torchvision_nms(boxes, scores, threshold):
+    return operators().nms(torch.from_numpy(boxes), torch.from_numpy(scores), threshold).numpy()
 
 
-def compiled_roi(features, boxes, image, options):
+def torchvision_roi(features, boxes, image, options):
     rois = np.concatenate([image[:, None].astype(np.float32), boxes], axis=1)
-    return torch.ops.torchvision.roi_align(
-        torch.from_numpy(features),
-        torch.from_numpy(rois),
-        options["spatial_scale"],
-        *options["output_size"],
-        options["sampling_ratio"],
-        options["aligned"],
-    ).numpy()
+    return (
+        operators()
+        .roi_align(
+            torch.from_numpy(features),
+            torch.from_numpy(rois),
+            options["spatial_scale"],
+            *options["output_size"],
+            options["sampling_ratio"],
+            options["aligned"],
+        )
+        .numpy()
+    )
 
 
 def slow_nms(boxes, scores, threshold, *, best_first=lambda i, score: (-score, i), equal=False):
@@ -185,9 +189,9 @@ ROI_ORACLES = {
     "slow": lambda: [slow_roi(*roi_case(seed)).ravel() for seed in range(CASES)],
 }
 if COMPILED:
-    NMS_ORACLES["compiled"] = lambda: [compiled_nms(*nms_case(seed)) for seed in range(CASES)]
+    NMS_ORACLES["compiled"] = lambda: [torchvision_nms(*nms_case(seed)) for seed in range(CASES)]
     ROI_ORACLES["compiled"] = lambda: [
-        compiled_roi(*roi_case(seed)).ravel() for seed in range(CASES)
+        torchvision_roi(*roi_case(seed)).ravel() for seed in range(CASES)
     ]
 
 
@@ -232,6 +236,13 @@ def test_the_cases_tell_a_wrong_roi_align(mistake):
     assert sum(right) < CASES - 5
 
 
+def test_the_operators_of_the_tests_answer_as_recorded():
+    for seed, (kept, pooled) in enumerate(zip(recorded("nms"), recorded("roi"), strict=True)):
+        assert torchvision_nms(*nms_case(seed)).tolist() == kept.tolist()
+        found = torchvision_roi(*roi_case(seed)).ravel()
+        np.testing.assert_allclose(found, pooled, rtol=0, atol=1e-5, err_msg=str(seed))
+
+
 def boxes_of(seed, n, *, side=60, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
     corner, size = torch.rand(2, n, 2, generator=generator, dtype=dtype) * side
@@ -262,10 +273,11 @@ def test_the_coding_of_boxes_is_torchvisions(weights):
 def test_the_anchors_are_torchvisions():
     sizes, ratios = ((32, 48), (64, 90)), (0.5, 1.0, 2.0)
     generator = AnchorGenerator(sizes, (ratios,) * 2)
-    images = ImageList(torch.zeros(1, 3, 64, 96), [(64, 96)])
-    (theirs,) = generator(images, [torch.zeros(1, 1, 16, 24), torch.zeros(1, 1, 8, 12)])
+    images = ImageList(torch.zeros(1, 3, 96, 64), [(96, 64)])
+    # The second map is the coarsest of a pyramid: 96 / 64 places, rounded up.
+    (theirs,) = generator(images, [torch.zeros(1, 1, 24, 16), torch.zeros(1, 1, 2, 1)])
     cells = [cell_anchors(size, ratios) for size in sizes]
-    ours = [grid_anchors(cells[0], 16, 24, 4), grid_anchors(cells[1], 8, 12, 8)]
+    ours = [grid_anchors(cells[0], (24, 16), (96, 64)), grid_anchors(cells[1], (2, 1), (96, 64))]
     equal(torch.cat(ours), theirs)
 
 
