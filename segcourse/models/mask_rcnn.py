@@ -669,13 +669,12 @@ def check_target(name: str, target: Target, image: Tensor, num_classes: int) -> 
         )
 
 
-def toy_mask_rcnn(num_classes: int, **changes: Any) -> MaskRCNN:
-    """A Mask R-CNN for images of 64 pixels: smaller strides, sizes and widths, nothing else.
+def toy_settings() -> dict[str, Any]:
+    """Arguments of `MaskRCNN` for images of 64 pixels: smaller strides, sizes and widths.
 
-    `changes` are arguments of `MaskRCNN` in place of those below. Pixels keep their centres
-    (`aligned`), because half a pixel is much of a small object.
+    Pixels keep their centres (`aligned`), because half a pixel is much of a small object.
     """
-    settings = dict(
+    return dict(
         backbone=toy_resnet(24, output_stride=8, stages=3),
         channels=48,
         hidden=128,
@@ -690,4 +689,8 @@ def toy_mask_rcnn(num_classes: int, **changes: Any) -> MaskRCNN:
         aligned=True,
         min_size=None,
     )
-    return MaskRCNN(num_classes, **settings | changes)
+
+
+def toy_mask_rcnn(num_classes: int, **changes: Any) -> MaskRCNN:
+    """The toy; `changes` are arguments of `MaskRCNN` other than those of `toy_settings`."""
+    return MaskRCNN(num_classes, **toy_settings() | changes)

@@ -3,12 +3,14 @@
 `PYTHONPATH=tests python -m parity.record boxes`, in an environment that has the library:
 
     boxes       torchvision 0.27.1 with its compiled operators
-    panoptic    panopticapi (github.com/cocodataset/panopticapi, commit 7bb4655)
+    quality     panopticapi (github.com/cocodataset/panopticapi, commit 7bb4655)
+    fpn         detectron2 (github.com/facebookresearch/detectron2, commit 02b5c4e2)
 """
 
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torchvision_shim  # noqa: F401  before torchvision
@@ -26,7 +28,7 @@ def boxes():
     np.savez_compressed(cases.RECORDED, **flat, **sizes)
 
 
-def panoptic():
+def quality():
     from panopticapi.evaluation import PQStat, pq_compute_single_core
     from panopticapi.utils import id2rgb
     from parity import test_instance_metrics_parity as cases
@@ -58,5 +60,53 @@ def panoptic():
     np.savez_compressed(cases.RECORDED, counts=np.array(counts), means=np.array(means))
 
 
+def fpn():
+    import torch
+    from detectron2.layers import ShapeSpec
+    from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
+    from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
+    from parity import test_panoptic_fpn_parity as cases
+
+    shapes = {f"p{i}": ShapeSpec(channels=cases.IN_CHANNELS, stride=2**i) for i in (2, 3, 4, 5)}
+    head = SemSegFPNHead(
+        shapes,
+        num_classes=cases.CLASSES,
+        conv_dims=cases.CHANNELS,
+        common_stride=4,
+        norm="GN",
+        ignore_value=255,
+    )
+    cases.fill(head.double().eval())
+    levels, mask = cases.pyramid()
+    coarsest = levels[-1].requires_grad_()
+    features = dict(zip(shapes, levels, strict=True))
+    logits = head.layers(features)
+    enlarged, _ = head(features)
+    loss = torch.nn.functional.cross_entropy(enlarged, mask, ignore_index=255)
+    loss.backward()
+    answers = {
+        "logits": logits.detach().numpy(),
+        "loss": loss.detach().numpy(),
+        "coarsest": coarsest.grad.numpy(),
+        "weight": head.p5[0].weight.grad[:2].numpy(),
+    }
+
+    ids, segments = [], []
+    for seed in range(cases.SCENES):
+        masks, things, scores, semantic = (torch.from_numpy(a) for a in cases.scene(seed))
+        objects = SimpleNamespace(scores=scores, pred_masks=masks, pred_classes=things)
+        # Its 0 is what we call "other", so that its stuff begins with 1.
+        semantic = (semantic + 1) % (cases.STUFF + 1)
+        merged, known = combine_semantic_and_instance_outputs(objects, semantic, 0.4, 60, 0.5)
+        ids.append(merged.numpy().astype(np.uint8))
+        segments.append([
+            [s["id"], s["category_id"] + (cases.STUFF if s["isthing"] else -1), s["isthing"]]
+            for s in known
+        ])  # fmt: skip
+    answers |= {"ids": np.array(ids), "segments": np.concatenate(segments).astype(np.uint8)}
+    answers["numbers"] = np.array([len(known) for known in segments])
+    np.savez_compressed(cases.RECORDED, **answers)
+
+
 if __name__ == "__main__":
-    {"boxes": boxes, "panoptic": panoptic}[sys.argv[1]]()
+    {"boxes": boxes, "quality": quality, "fpn": fpn}[sys.argv[1]]()
