@@ -172,6 +172,34 @@ class Prerendered(Dataset):
         return {k: v[0] for k, v in self.batch(torch.tensor([operator.index(index)])).items()}
 
 
+def detection_targets(mask: Tensor, instances: Tensor) -> list[dict[str, Tensor]]:
+    """What a detector learns of a batch, in torchvision's form: a dict for each image.
+
+    Args: mask and instances, int64 [B, H, W]. Numbers of instances may be missing.
+
+    Each dict has the `boxes` and `masks` of N objects as in an item of `Toyscape`, `labels` int64
+    [N], 1 .. 6 in the order of `THINGS` (0 is background), and the image's own `mask` [H, W].
+    """
+    height, width = instances.shape[1:]
+    numbers = torch.arange(1, int(instances.max()) + 1, device=instances.device)
+    targets = []
+    for classes, places in zip(mask, instances, strict=True):
+        masks = places == numbers[:, None, None]
+        masks = masks[masks.flatten(1).any(dim=1)]
+        # The first True of each row and column of the image, from either side.
+        x, y = masks.any(dim=1).byte(), masks.any(dim=2).byte()
+        x1, y1 = x.argmax(dim=1), y.argmax(dim=1)
+        x2, y2 = width - x.flip(1).argmax(dim=1), height - y.flip(1).argmax(dim=1)
+        things = torch.where(masks, classes, 0).flatten(1).amax(dim=1)
+        targets.append({
+            "boxes": torch.stack([x1, y1, x2, y2], dim=1).float(),
+            "labels": things - len(STUFF) + 1,
+            "masks": masks,
+            "mask": classes,
+        })  # fmt: skip
+    return targets
+
+
 def panoptic_ids(mask: Tensor, instances: Tensor) -> Tensor:
     """One number for each segment: class * 1000 + instance (the convention of Cityscapes).
 

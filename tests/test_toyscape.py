@@ -11,7 +11,7 @@ from scipy import ndimage
 from torch.utils.data import DataLoader
 
 from segcourse import rendering, toyscape
-from segcourse.toyscape import Toyscape, panoptic_ids, void_border
+from segcourse.toyscape import Toyscape, detection_targets, panoptic_ids, void_border
 
 
 @pytest.fixture
@@ -262,6 +262,34 @@ def test_prerendered_batches_equal_batches_drawn_on_demand():
 def test_iterating_a_data_set_ends():
     assert sum(1 for _ in Toyscape(length=3)) == 3
     assert sum(1 for _ in Toyscape(length=3).prerender()) == 3
+
+
+def test_detection_targets_are_the_objects_of_the_items():
+    data = Toyscape("val", length=20)
+    batch = data.batch(torch.arange(20))
+    targets = detection_targets(batch["mask"], batch["instances"])
+    assert len(targets) == 20
+    for target, mask, i in zip(targets, batch["mask"], range(20), strict=True):
+        item = data[i]
+        assert torch.equal(target["boxes"], item["boxes"])
+        assert torch.equal(target["masks"], item["masks"])
+        names = [toyscape.THINGS[label - 1] for label in target["labels"]]
+        assert names == [toyscape.CLASSES[label] for label in item["labels"]]
+        assert target["labels"].dtype == torch.int64 and torch.equal(target["mask"], mask)
+
+
+def test_detection_targets_of_missing_numbers_and_of_no_objects():
+    mask = torch.zeros(2, 8, 9, dtype=torch.int64)
+    instances = torch.zeros_like(mask)
+    mask[0, 2:4, 5:9], instances[0, 2:4, 5:9] = 4, 7
+    mask[0, 7, 0], instances[0, 7, 0] = 9, 2
+    first, second = detection_targets(mask, instances)
+    assert first["boxes"].tolist() == [[0, 7, 1, 8], [5, 2, 9, 4]]
+    assert first["labels"].tolist() == [6, 1] and first["masks"].sum() == 9
+    assert second["boxes"].shape == (0, 4) and second["masks"].shape == (0, 8, 9)
+    assert second["labels"].shape == (0,) and second["labels"].dtype == torch.int64
+    (alone,) = detection_targets(mask[1:], instances[1:])
+    assert alone["boxes"].shape == (0, 4) and alone["masks"].shape == (0, 8, 9)
 
 
 def test_panoptic_ids_name_every_segment_once():
