@@ -217,9 +217,50 @@ def test_a_full_mask_is_pasted_as_its_box(seed):
     assert pasted[margin < -reach].eq(0).all()
 
 
+def disc(x, y, radius, side=40):
+    """The mask of a disc, and the box round it."""
+    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    mask = (columns + 0.5 - x) ** 2 + (rows + 0.5 - y) ** 2 < radius**2
+    (i,), (j,) = (mask.any(dim=d).nonzero(as_tuple=True) for d in (1, 0))
+    return mask, torch.tensor([j[0], i[0], j[-1] + 1, i[-1] + 1]).double()
+
+
+@given(st.floats(8, 30), st.floats(8, 30), st.floats(1.5, 8))
+def test_a_mask_that_is_pooled_and_pasted_aligned_is_the_same_mask(x, y, radius):
+    mask, box = disc(x, y, radius)
+    pooled = roi_align(
+        mask[None, None].double(), box[None], torch.tensor([0]), (28, 28), aligned=True
+    )
+    pasted = paste_masks(pooled[0], box[None], 40, 40, aligned=True)[0]
+    assert torch.equal(pasted > 0.5, mask)
+
+
+def test_what_is_not_aligned_moves_a_small_mask():
+    """Pooled and pasted as in torchvision, a thin object has an IoU of 0.65 with itself."""
+    mask = torch.zeros(40, 40, dtype=torch.bool)
+    mask[5:30, 20:22] = True
+    box = torch.tensor([[20.0, 5, 22, 30]])
+    ious = []
+    for aligned in (True, False):
+        pooled = roi_align(
+            mask[None, None].float(), box, torch.tensor([0]), (28, 28), aligned=aligned
+        )
+        pasted = paste_masks(pooled[0], box, 40, 40, aligned=aligned)[0] > 0.5
+        ious.append(((pasted & mask).sum() / (pasted | mask).sum()).item())
+    assert ious == pytest.approx([1, 0.653], abs=0.001)
+
+
 def test_a_mask_outside_the_image_is_not_seen():
     boxes = torch.tensor([[-30.0, 5, -20, 9], [5, 100, 9, 120]])
-    assert paste_masks(torch.ones(2, 28, 28), boxes, 40, 40).eq(0).all()
+    for aligned in (True, False):
+        assert paste_masks(torch.ones(2, 28, 28), boxes, 40, 40, aligned=aligned).eq(0).all()
+
+
+def test_a_mask_of_a_box_without_area_is_finite():
+    boxes = torch.tensor([[5.5, 5.5, 5.5, 9], [7, 7, 7, 7]])
+    for aligned in (True, False):
+        pasted = paste_masks(torch.ones(2, 14, 14), boxes, 20, 20, aligned=aligned)
+        assert pasted.isfinite().all() and pasted.max() <= 1
 
 
 def test_what_is_no_box_is_refused():

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from segcourse.models import mask_rcnn
 from segcourse.models.backbones import resnet18, toy_resnet
 from segcourse.models.boxes import box_iou, match_boxes
 from segcourse.models.mask_rcnn import FPN, FrozenBatchNorm2d, MaskRCNN, sample, toy_mask_rcnn
@@ -164,6 +165,28 @@ def test_each_class_has_a_mask_of_its_own():
     (masks,) = model.detect_masks(pyramid, [{"boxes": boxes, "labels": labels}])
     expected = labels.float().sigmoid()[:, None, None].expand(3, 14, 14)
     torch.testing.assert_close(masks, expected)
+
+
+@pytest.mark.parametrize("aligned", (True, False))
+def test_pooling_mask_targets_and_pasting_are_aligned_alike(aligned, monkeypatch):
+    names, seen = ("pyramid_roi_align", "roi_align", "paste_masks"), set()
+
+    def spy(name):
+        function = getattr(mask_rcnn, name)
+
+        def call(*args, **options):
+            seen.add((name, options["aligned"]))
+            return function(*args, **options)
+
+        return call
+
+    for name in names:
+        monkeypatch.setattr(mask_rcnn, name, spy(name))
+    images, targets = scene()
+    model = tiny(aligned=aligned).train()
+    model(images, targets)
+    model.eval()(images)
+    assert seen == {(name, aligned) for name in names}
 
 
 def test_the_region_proposals_know_no_classes():
