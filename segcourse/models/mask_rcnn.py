@@ -21,13 +21,13 @@ classes, because the box head has already chosen one. Only the mask of that clas
 shown.
 
 The rules and settings are those of torchvision's `maskrcnn_resnet50_fpn`, whose weights load (see
-`MaskRCNN.load_torchvision`). What torchvision, and so this file, does otherwise than the papers:
+`MaskRCNN.load_torchvision`). They depart from the papers in small things:
 
-- The box loss is divided by the number of sampled boxes, and is smooth L1 with a threshold of 1/9.
-- Anchors that stick out of the image are trained as well.
-- The masks are trained on all sampled boxes that hold an object, and the true boxes are among the
-  proposals in training.
-- P6 is every other place of P5, and is there for large anchors only.
+- **Box loss.** It is linear from an error of 1/9 on, not from 1, and is divided by the number of
+  boxes that are trained, background included.
+- **Anchors** that stick out of the image are trained as well.
+- **Proposals.** In training the true boxes are among them.
+- **Mask targets** are what RoIAlign makes of the true masks, with values between 0 and 1.
 
 **The toy.** `toy_mask_rcnn` is the same class with other arguments.
 """
@@ -160,6 +160,10 @@ class RPN(nn.Module):
         check_counts(
             samples=samples, proposals_train=proposals_train, proposals_test=proposals_test
         )
+        if len({len(sizes) for sizes in anchor_sizes}) != 1:
+            raise ValueError(
+                f"anchor_sizes: expected as many sizes for each level; got {anchor_sizes!r}"
+            )
         self.samples = samples
         self.proposals_train, self.proposals_test = proposals_train, proposals_test
         cells = torch.stack([cell_anchors(sizes, anchor_ratios) for sizes in anchor_sizes])

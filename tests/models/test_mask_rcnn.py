@@ -338,6 +338,8 @@ def test_wrong_calls_are_refused():
         model(["image"], targets[:1])
     with pytest.raises(ValueError, match="anchor_sizes: expected the sizes of 4 levels"):
         tiny(anchor_sizes=[[8], [16]])
+    with pytest.raises(ValueError, match="anchor_sizes: expected as many sizes for each level"):
+        tiny(anchor_sizes=[[8], [16], [32, 40], [64]])
     with pytest.raises(ValueError, match="num_classes: expected a whole number of at least 1"):
         toy_mask_rcnn(0)
 
