@@ -13,7 +13,8 @@ import pytest
 import segmentation_models_pytorch.decoders.fpn.decoder as smp_fpn
 import torch
 import torch.nn.functional as F
-from parity.same import copy_in_order, equal, randomise
+from networks import randomise
+from parity.same import copy_in_order, equal
 from torch import nn
 
 from segcourse.models.panoptic_fpn import SemanticBranch, merge, resize
