@@ -26,20 +26,44 @@ from segcourse import losses, results
 from segcourse.augmentation import Augmented
 from segcourse.calibration import Calibration, best_temperature
 from segcourse.exercises.model import FEATURES, FILE
+from segcourse.instance_metrics import (
+    Segments,
+    average_precision,
+    panoptic_quality,
+    panoptic_segments,
+    segment_categories,
+    split_by_touch,
+    touching,
+)
 from segcourse.models import segformer, setr
 from segcourse.models.backbones import toy_resnet
+from segcourse.models.boxes import roi_align, roi_pool
 from segcourse.models.deeplab import DeepLabV3Plus
 from segcourse.models.fcn import FCN8s, FCN16s, FCN32s
 from segcourse.models.layers import Attention
+from segcourse.models.mask_rcnn import MaskRCNN, of_class, toy_mask_rcnn
+from segcourse.models.panoptic_fpn import PanopticFPN, toy_panoptic_fpn
 from segcourse.models.segformer import SegFormer
 from segcourse.models.setr import SETR
 from segcourse.models.unet import AttentionUNet, UNet
-from segcourse.toyscape import CLASSES, NUM_CLASSES, VOID, Prerendered, Toyscape, void_border
+from segcourse.toyscape import (
+    CLASSES,
+    NUM_CLASSES,
+    STUFF,
+    THINGS,
+    VOID,
+    Prerendered,
+    Toyscape,
+    detection_targets,
+    void_border,
+)
 from segcourse.training import (
     class_weights,
+    detect,
     evaluate,
     fit,
     pixel_loss,
+    predict,
     predict_logits,
     preset,
 )
@@ -364,6 +388,115 @@ def _trained(
     return Run(steps, {metric: getattr(scores, metric) for metric in METRICS})
 
 
+THING_CLASSES = range(len(STUFF), NUM_CLASSES)
+
+
+def detection_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The sum of a detector's losses."""
+    return sum(
+        model(batch["image"], detection_targets(batch["mask"], batch["instances"])).values()
+    )
+
+
+def pool_from(level: int, operator: Callable[..., torch.Tensor]) -> Callable[[MaskRCNN], None]:
+    """A change of a Mask R-CNN: `operator` pools every box, from one level of the pyramid."""
+
+    def change(model: MaskRCNN) -> None:
+        scale = 1 / model.backbone.strides[level]
+
+        def pool(pyramid: Any, boxes: Any, bins: int) -> torch.Tensor:
+            image = [torch.full((len(b),), i, device=b.device) for i, b in enumerate(boxes)]
+            boxes, image, size = torch.cat(list(boxes)), torch.cat(image), (bins, bins)
+            return operator(pyramid[level], boxes, image, size, spatial_scale=scale)
+
+        model.pool = pool
+
+    return change
+
+
+def compete_for_pixels(model: MaskRCNN) -> None:
+    """A change of a Mask R-CNN: a softmax over the classes in each pixel of a mask.
+
+    Class 0, which no mask has a use for otherwise, stands for what is not the object.
+    """
+
+    def mask_loss(logits: Any, label: Any, expected: Any) -> torch.Tensor:
+        target = torch.where(expected >= 0.5, label[:, None, None], 0)
+        return F.cross_entropy(logits, target, reduction="sum") / max(1, target.numel())
+
+    def mask_probabilities(logits: Any, label: Any) -> torch.Tensor:
+        return of_class(logits.softmax(dim=1), label)
+
+    model.mask_loss, model.mask_probabilities = mask_loss, mask_probabilities
+
+
+TOY_MASK_RCNN = partial(toy_mask_rcnn, 1 + len(THINGS))
+TOY_PANOPTIC_FPN = partial(toy_panoptic_fpn, len(STUFF), len(THINGS), semantic_things=True)
+ROI_ALIGN = partial(roi_align, sampling_ratio=2, aligned=True)
+
+
+def _objects(
+    seed: int,
+    *,
+    make: Callable[..., MaskRCNN] = TOY_MASK_RCNN,
+    change: Callable[[MaskRCNN], None] | None = None,
+    **options: Any,
+) -> Run:
+    """A Mask R-CNN or Panoptic FPN as in chapter 05, made with `options`."""
+    budget = preset()
+    train, _, _ = data()
+    torch.manual_seed(seed)
+    model = make(side=budget.size, **options)
+    if change:
+        change(model)
+    train, steps = Augmented(train, scale=(1, 1), colour=0), budget.steps(700)
+    fit(model, train, detection_loss, steps, batch_size=budget.batch_size, lr=4e-3, seed=seed)
+
+    truth = scenes()
+    found = detect(model, truth["image"])
+    targets = detection_targets(truth["mask"], truth["instances"])
+    scores = {}
+    for kind, name in (("boxes", "box"), ("masks", "mask")):
+        ap = average_precision(found, targets, 1 + len(THINGS), kind)
+        scores |= {f"{name}_ap": ap.ap, f"{name}_ap50": ap.ap50}
+    if isinstance(model, PanopticFPN):
+        segments = [(image["panoptic"], image["segments"]) for image in found]
+        semantic = torch.stack([image["semantic"].argmax(dim=0) for image in found])
+        merged = torch.stack([segment_categories(*image) for image in segments])
+        scores |= _pq(segments)
+        for kind, mask in (("components", semantic), ("forgotten", merged)):
+            split = _pq(split_by_touch(mask, THING_CLASSES))
+            scores |= {f"{metric}_{kind}": pq for metric, pq in split.items()}
+    return Run(steps, scores)
+
+
+def _unet_and_components(seed: int) -> Run:
+    """The U-Net of chapter 02; what touches in its masks is one object."""
+    train, _, weights = data()
+    torch.manual_seed(seed)
+    model, steps = _unet_of_chapter_02(), preset().steps(500)
+    loss = pixel_loss(F.cross_entropy, weight=weights, ignore_index=VOID)
+    fit(model, train, loss, steps, batch_size=preset().batch_size, seed=seed)
+    return Run(steps, _pq(split_by_touch(predict(model, scenes()["image"]), THING_CLASSES)))
+
+
+def _pq(segments: list[Segments]) -> dict[str, float]:
+    """PQ on the validation scenes, and that of the things where two of a class touch."""
+    truth = scenes()
+    mask, instances = truth["mask"], truth["instances"]
+    targets = [panoptic_segments(*image) for image in zip(mask, instances, strict=True)]
+    pairs = list(zip(segments, targets, strict=True))
+    near = [pair for pair, t in zip(pairs, touching(mask, instances), strict=True) if t]
+    every = panoptic_quality(*zip(*pairs, strict=True), NUM_CLASSES, THING_CLASSES)
+    near = panoptic_quality(*zip(*near, strict=True), NUM_CLASSES, THING_CLASSES)
+    return {
+        "pq": every.all.pq,
+        "pq_things": every.things.pq,
+        "pq_stuff": every.stuff.pq,
+        "pq_things_touching": near.things.pq,
+    }
+
+
 @lru_cache
 def _large_stars() -> tuple[Prerendered, Prerendered, torch.Tensor]:
     """As `data`, with taller stars; of usual size they are too few pixels to learn from."""
@@ -498,6 +631,16 @@ EXPERIMENTS: dict[str, Callable[[int], Run]] = {
         for n in (30, 100)
     },
     "hard_world_as_it_is": _hard_world_as_it_is,
+    # 05: what the parts of Mask R-CNN bring; objects of a panoptic map, found and split
+    "mask_rcnn": _objects,
+    "mask_rcnn_coco_anchors": partial(_objects, anchor_sizes=((32,), (64,), (128,), (256,))),
+    "mask_rcnn_roi_pool": partial(_objects, change=pool_from(0, roi_pool)),
+    "mask_rcnn_stride_4": partial(_objects, change=pool_from(1, ROI_ALIGN)),
+    "mask_rcnn_stride_4_roi_pool": partial(_objects, change=pool_from(1, roi_pool)),
+    "mask_rcnn_softmax": partial(_objects, change=compete_for_pixels),
+    "mask_rcnn_unaligned": partial(_objects, aligned=False),
+    "panoptic_fpn": partial(_objects, make=TOY_PANOPTIC_FPN),
+    "unet_and_components": _unet_and_components,
     # 06: one start, then another loss
     **{f"loss_{name}": partial(_fine_tuned, *terms) for name, terms in TERMS.items()},
     **{

@@ -23,6 +23,7 @@ RECALLS = torch.from_numpy(np.linspace(0, 1, 101))
 # Of the objects that count, in pixels: all, small, medium and large ones.
 AREAS = torch.tensor([[0, 1e10], [0, 32**2], [32**2, 96**2], [96**2, 1e10]], dtype=torch.float64)
 MOST_DETECTIONS = 100  # of a class in an image
+VOID = 255
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,8 @@ class AveragePrecision:
         missing = [key for key in ("labels", self.kind, *more) if key not in objects]
         if missing:
             raise ValueError(f"{name}: expected {', '.join(missing)}; got {', '.join(objects)}")
-        objects = {key: value.detach().cpu() for key, value in objects.items()}
+        known = {"labels", "boxes", "masks", "scores", "iscrowd"} & set(objects)
+        objects = {key: objects[key].detach().cpu() for key in known}
         labels = objects["labels"]
         if labels.dtype != torch.int64 or labels.ndim != 1:
             raise ValueError(
@@ -139,7 +141,7 @@ class AveragePrecision:
                 f"{name}: expected labels in 1 .. {self.num_classes - 1}; "
                 f"got {int(labels.min())} .. {int(labels.max())}"
             )
-        for key in {"labels", "boxes", "masks", "scores", "iscrowd"} & set(objects):
+        for key in sorted(known):
             if len(objects[key]) != len(labels):
                 raise ValueError(
                     f"{name}: expected {len(labels)} {key}, one for each label; "
@@ -210,6 +212,18 @@ class AveragePrecision:
         present = objects > 0
         ap[present] = precision.gather(-1, first)[present].mean(dim=-1)
         return ap
+
+
+def average_precision(
+    predictions: Sequence[Mapping[str, Tensor]],
+    targets: Sequence[Mapping[str, Tensor]],
+    num_classes: int,
+    kind: Literal["masks", "boxes"] = "masks",
+) -> APScores:
+    """AP of one batch: a stream of one. Arguments as in `AveragePrecision`."""
+    metric = AveragePrecision(num_classes, kind)
+    metric.update(predictions, targets)
+    return metric.compute()
 
 
 def _overlaps(found: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -381,9 +395,23 @@ class PanopticQuality:
         return order[torch.searchsorted(in_order, ids.cpu())], categories
 
 
-def panoptic_segments(
-    mask: Tensor, instances: Tensor, void: int = 255
-) -> tuple[Tensor, list[dict[str, Any]]]:
+Segments = tuple[Tensor, Sequence[Mapping[str, Any]]]  # ids [H, W], and what is known of each
+
+
+def panoptic_quality(
+    predictions: Sequence[Segments],
+    targets: Sequence[Segments],
+    num_categories: int,
+    things: Iterable[int],
+) -> PanopticScores:
+    """PQ of one batch: for each image the ids and segments of `PanopticQuality.update`."""
+    metric = PanopticQuality(num_categories, things)
+    for prediction, target in zip(predictions, targets, strict=True):
+        metric.update(*prediction, *target)
+    return metric.compute()
+
+
+def panoptic_segments(mask: Tensor, instances: Tensor) -> tuple[Tensor, list[dict[str, Any]]]:
     """The id map and the segments, in COCO's format, of a mask and its instance numbers.
 
     Pixels of one class and one instance number are one segment.
@@ -400,7 +428,7 @@ def panoptic_segments(
                 f"got {values.dtype} {list(values.shape)}"
             )
     numbers = int(instances.max()) + 1
-    ids = torch.where(mask == void, 0, mask * numbers + instances + 1)
+    ids = torch.where(mask == VOID, 0, mask * numbers + instances + 1)
     segments = []
     for segment in ids.unique().tolist():
         if segment == 0:
@@ -415,3 +443,71 @@ def panoptic_segments(
             "iscrowd": 0,
         })  # fmt: skip
     return ids, segments
+
+
+def segment_categories(ids: Tensor, segments: Sequence[Mapping[str, Any]]) -> Tensor:
+    """The category of each pixel of `ids`, int64 [H, W]; 255 (void) where there is no segment."""
+    categories = torch.full((int(ids.max()) + 1,), VOID, device=ids.device)
+    for segment in segments:
+        categories[segment["id"]] = segment["category_id"]
+    return categories[ids]
+
+
+def connected_components(mask: Tensor, things: Sequence[int]) -> Tensor:
+    """Instances from a semantic mask: pixels of one thing that touch are taken for one object.
+
+    Corners touch as well. Args: mask, int64 [B, H, W], and the classes that are things.
+
+    Returns instance numbers, int64 [B, H, W]: 1, 2, ... in each image, 0 where nothing is a thing.
+    """
+    is_thing = torch.isin(mask, torch.tensor(things, device=mask.device))
+    pairs = _touching_pixels(mask)
+    pairs = pairs[:, is_thing.flatten()[pairs[0]]]
+    # Each pixel starts with its own place as its number, and takes a higher one from what it
+    # touches. A number is the place of a pixel, which may have found a higher one already.
+    number = torch.arange(mask.numel(), device=mask.device)
+    while True:
+        highest = number
+        for ours, theirs in (pairs, pairs.flip(0)):
+            highest = highest.scatter_reduce(0, ours, number[theirs], "amax")
+        highest = highest[highest]
+        if torch.equal(highest, number):
+            break
+        number = highest
+    number = torch.where(is_thing, number.view_as(mask), -1)
+    return torch.stack([torch.searchsorted(image[image >= 0].unique(), image, right=True)
+                        for image in number])  # fmt: skip
+
+
+def split_by_touch(mask: Tensor, things: Sequence[int]) -> list[Segments]:
+    """Panoptic segments without a detector: the `connected_components` of masks [B, H, W]."""
+    instances = connected_components(mask, things)
+    return [panoptic_segments(*image) for image in zip(mask, instances, strict=True)]
+
+
+def touching(mask: Tensor, instances: Tensor) -> Tensor:
+    """Whether two objects of one class touch, if only at a corner: bool [B].
+
+    Args: mask and instances, int64 [B, H, W]; instances are 0 for stuff, else 1, 2, ... .
+    """
+    ours, theirs = _touching_pixels(mask)
+    number = instances.flatten()
+    met = (number[ours] != number[theirs]) & (number[ours] > 0) & (number[theirs] > 0)
+    image = ours[met] // mask[0].numel()
+    return torch.zeros(len(mask), dtype=torch.bool, device=mask.device).index_fill(0, image, True)
+
+
+def _touching_pixels(mask: Tensor) -> Tensor:
+    """Pairs of pixels of one class that touch, if only at a corner: flat places, int64 [2, E]."""
+    if mask.dtype != torch.int64 or mask.ndim != 3:
+        raise ValueError(f"mask: expected int64 [B, H, W]; got {mask.dtype} {list(mask.shape)}")
+    _, height, width = mask.shape
+    place = torch.arange(mask.numel(), device=mask.device).view_as(mask)
+    pairs = []
+    for down, right in ((1, 0), (0, 1), (1, 1), (1, -1)):
+        rows, columns = slice(height - down), slice(max(0, -right), width - max(0, right))
+        ours = place[:, rows, columns].flatten()
+        theirs = ours + down * width + right
+        same = mask.flatten()[ours] == mask.flatten()[theirs]
+        pairs.append(torch.stack([ours[same], theirs[same]]))
+    return torch.cat(pairs, dim=1)

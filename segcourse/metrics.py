@@ -1,5 +1,7 @@
 """Scores for semantic segmentation, computed over a whole data set.
 
+Those for objects, AP and PQ, are in `instance_metrics.py`, and have their address here as well.
+
 Every score starts from counts of pixels. The counts are summed over all images first and divided
 once at the end, so the score of a set does not depend on how the set was cut into batches.
 
@@ -12,6 +14,18 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from segcourse.instance_metrics import (  # noqa: F401
+    AveragePrecision,
+    PanopticQuality,
+    average_precision,
+    connected_components,
+    panoptic_quality,
+    panoptic_segments,
+    segment_categories,
+    split_by_touch,
+    touching,
+)
 
 
 class ConfusionMatrix:

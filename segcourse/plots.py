@@ -229,6 +229,44 @@ def show_scene(image: Tensor, mask: Tensor, instances: Tensor) -> Figure:
     return _close(figure)
 
 
+@use_style()
+def show_segments(images: Tensor, segments: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
+    """One row a scene: the image, then the classes laid over it with an outline of each segment.
+
+    Args:
+        images: float [N, 3, H, W] in 0..1.
+        segments: for each title the classes and the ids of the segments, int64 [N, H, W] both.
+            Where the class is void, nothing is laid over the image.
+    """
+    columns = {"image": [_picture("images", image) for image in images]}
+    for title, (classes, _) in segments.items():
+        columns[title] = [overlay(*pair) for pair in zip(images, classes, strict=True)]
+    figure = _grid(columns, [np.unique(_array(classes)) for classes, _ in segments.values()])
+    outlined = np.array(figure.axes).reshape(len(images), -1)[:, 1:]
+    for column, (_, ids) in zip(outlined.T, segments.values(), strict=True):
+        for ax, segment in zip(column, ids, strict=True):
+            _outline(ax, _labels("segments", segment, columns["image"][0]))
+    return _close(figure)
+
+
+@use_style()
+def show_boxes(views: Mapping[str, tuple[Tensor, Tensor, Tensor | None]]) -> Figure:
+    """Boxes drawn on images, one picture for each title, all of one size.
+
+    Each view is an image float [3, H, W] in 0..1, boxes [N, 4] as x1, y1, x2, y2 in pixels, and
+    their classes int64 [N] for the colours, or None for boxes of one colour.
+    """
+    pictures = {title: [_picture("views", image)] for title, (image, _, _) in views.items()}
+    classes = [np.unique(_array(labels)) for _, _, labels in views.values() if labels is not None]
+    figure = _grid(pictures, classes)
+    for ax, (_, boxes, labels) in zip(figure.axes, views.values(), strict=True):
+        colours = ["white"] * len(boxes) if labels is None else [PALETTE[i] for i in labels]
+        for (x1, y1, x2, y2), colour in zip(_array(boxes) - 0.5, colours, strict=True):
+            for line, width in (("black", 2.6), (colour, 1.3)):
+                ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=line, lw=width))
+    return _close(figure)
+
+
 def _grid(columns: Mapping[str, list[np.ndarray]], seen: list[np.ndarray]) -> Figure:
     """Draw pictures in rows and columns, and a legend of the classes in `seen` under them."""
     sizes = {name: len(column) for name, column in columns.items()}

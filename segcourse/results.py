@@ -39,6 +39,18 @@ _POINTS = {
     "miou_x4": "mIoU at four times the size",
     "calibration_error": "calibration error",
     "scaled_error": "error after scaling",
+    "box_ap": "box AP",
+    "box_ap50": "box AP50",
+    "mask_ap": "mask AP",
+    "mask_ap50": "mask AP50",
+    "pq": "PQ",
+    "pq_things": "PQ of things",
+    "pq_stuff": "PQ of stuff",
+    "pq_things_touching": "PQ of things in scenes where two of a class touch",
+    "components_pq": "PQ of components",
+    "components_pq_things": "PQ of things, components",
+    "components_pq_stuff": "PQ of stuff, components",
+    "components_pq_things_touching": "PQ of things that are components, where two touch",
 }
 _USUAL = ("miou", "boundary_iou", "pixel_accuracy")
 

@@ -515,15 +515,33 @@ def predict_logits(model: nn.Module, images: Tensor, *, batch_size: int = 50) ->
     return _forward(model, images, batch_size, lambda logits: logits)
 
 
+def detect(model: nn.Module, images: Tensor, *, batch_size: int = 50) -> list[dict[str, Any]]:
+    """What a detector finds in each of the images [B,3,H,W], on the images' device.
+
+    The model runs in eval mode and gets its mode back.
+    """
+    _check_images(images, batch_size)
+    with _inference(model) as device:
+        parts = [model(part.to(device)) for part in images.split(batch_size)]
+    return [
+        {name: _to(value, images.device) for name, value in found.items()}
+        for found in itertools.chain(*parts)
+    ]
+
+
 def _forward(
     model: nn.Module, images: Tensor, batch_size: int, keep: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    _check_counts(batch_size=batch_size)
-    if images.ndim != 4 or not len(images):
-        raise ValueError(f"images: expected [B,3,H,W] with B >= 1; found {list(images.shape)}")
+    _check_images(images, batch_size)
     with _inference(model) as device:
         kept = [keep(model(part.to(device))) for part in images.split(batch_size)]
     return torch.cat(kept).to(images.device)
+
+
+def _check_images(images: Tensor, batch_size: int) -> None:
+    _check_counts(batch_size=batch_size)
+    if images.ndim != 4 or not len(images):
+        raise ValueError(f"images: expected [B,3,H,W] with B >= 1; found {list(images.shape)}")
 
 
 def _batches(data: Any, batch_size: int, device: torch.device) -> Iterator[Batch]:

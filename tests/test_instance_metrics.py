@@ -6,8 +6,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import ndimage
 
-from segcourse.instance_metrics import AveragePrecision, PanopticQuality, panoptic_segments
+from segcourse.instance_metrics import (
+    AveragePrecision,
+    PanopticQuality,
+    average_precision,
+    connected_components,
+    panoptic_quality,
+    panoptic_segments,
+    segment_categories,
+    split_by_touch,
+    touching,
+)
 
 seeds = st.integers(0, 2**31)
 
@@ -301,3 +312,72 @@ def test_ap_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="num_classes: expected a whole number of at least 2"):
         AveragePrecision(1)
     assert math.isnan(metric.compute().ap)
+
+
+@given(seeds)
+def test_components_are_those_of_scipy(seed):
+    mask = torch.randint(4, (2, 9, 7), generator=torch.Generator().manual_seed(seed))
+    instances = connected_components(mask, THINGS)
+    assert torch.equal(instances > 0, torch.isin(mask, torch.tensor(THINGS)))
+    for image, found in zip(mask, instances, strict=True):
+        assert set(found.unique().tolist()) | {0} == set(range(int(found.max()) + 1))
+        pairs, total = set(), 0
+        for thing in THINGS:
+            expected, number = ndimage.label(image == thing, structure=[[1] * 3] * 3)
+            pixels = zip(expected.flat, found.flatten().tolist(), strict=True)
+            pairs |= {(thing, a, b) for a, b in pixels if a}
+            total += number
+        assert len(pairs) == total == found.max()
+
+
+def test_a_long_winding_object_is_one_component():
+    mask = torch.zeros(1, 41, 41, dtype=torch.int64)
+    mask[:, ::2] = CAR
+    mask[:, 1::4, -1] = mask[:, 3::4, 0] = CAR
+    assert connected_components(mask, THINGS).max() == 1
+    mask[:, 21] = GRASS
+    assert connected_components(mask, THINGS).max() == 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ("c1 c2\n g g", True),
+        ("c1 g\n g c2", True),  # at a corner
+        ("g c1\n c2 g", True),
+        ("c1 b2\n g g", False),  # of two classes
+        ("c1 g c2\n g g g", False),
+        ("c1 c1\n g g", False),
+        ("c1 g g\n g g c2", False),  # the row's end is no neighbour of the next row's begin
+        ("g g c1\n c2 g g", False),
+    ],
+)
+def test_touching(rows, expected):
+    mask, instances = (values[None] for values in maps(rows))
+    assert touching(mask, instances).tolist() == [expected]
+    assert touching(mask.transpose(1, 2), instances.transpose(1, 2)).tolist() == [expected]
+
+
+def test_what_touches_is_one_object_and_no_object_is_lost():
+    mask, instances = maps(TRUTH)
+    ((ids, segments),) = split_by_touch(mask[None], THINGS)
+    assert len(segments) == 2
+    assert torch.equal(segment_categories(ids, segments), mask)
+    apart = panoptic_quality([(ids, segments)], [panoptic_segments(mask, instances)], 4, THINGS)
+    assert apart.stuff.pq == 1 and apart.things.pq == 0  # IoU 4 / 8 with each
+
+
+def test_void_stays_void_in_the_categories():
+    mask, instances = maps(". c1\n g g")
+    assert torch.equal(segment_categories(*panoptic_segments(mask, instances)), mask)
+
+
+def test_a_batch_at_once_is_a_stream_of_one():
+    masks = torch.zeros(2, 4, 4, dtype=torch.bool)
+    masks[0, :2], masks[1, 2:, 1:] = True, True
+    target = {"labels": torch.tensor([1, 2]), "masks": masks}
+    prediction = target | {"scores": torch.tensor([0.9, 0.4]), "segments": ["not looked at"]}
+    found = average_precision([prediction], [target], 3)
+    metric = AveragePrecision(3)
+    metric.update([prediction], [target])
+    assert found.per_class == metric.compute().per_class == pytest.approx([1, 1])

@@ -185,6 +185,39 @@ def test_a_scene_shows_four_views_with_outlined_segments():
     assert ((0.5, 15.5), (1.5, 15.5)) in edges
 
 
+def test_segments_are_laid_over_the_image_and_outlined():
+    image, truth = torch.rand(2, 3, 32, 48), torch.zeros(2, 32, 48, dtype=torch.int64)
+    truth[:, 16:] = 1
+    ids = truth + 1
+    void = truth.clone()
+    void[1] = 255
+    figure = plots.show_segments(image, {"truth": (truth, ids), "found": (void, 0 * ids)})
+    assert titles(figure)[:3] == ["image", "truth", "found"]
+    assert legend(figure) == {"sky", "grass", "void"}
+    outlined = [ax.collections for ax in figure.axes]
+    assert [len(c) for c in outlined] == [0, 1, 1, 0, 1, 1]
+    assert len(outlined[1][0].get_segments()) == 48 and not outlined[2][0].get_segments()
+    seen = figure.axes[5].images[0].get_array()
+    assert torch.equal(torch.tensor(seen), torch.tensor(figure.axes[3].images[0].get_array()))
+
+
+def test_boxes_are_drawn_on_the_edges_of_pixels_in_the_colour_of_their_class():
+    image, box = torch.rand(3, 32, 48), torch.tensor([[2.0, 3, 10, 7], [0, 0, 48, 32]])
+    figure = plots.show_boxes({
+        "anchors": (image, box, None),
+        "found": (image, box[:1], torch.tensor([5])),
+    })  # fmt: skip
+    assert titles(figure) == ["anchors", "found"]
+    assert legend(figure) == {"car"}
+    first, second = ([p for p in ax.patches if p.get_linewidth() < 2] for ax in figure.axes)
+    assert [p.get_bbox().extents.tolist() for p in first] == [
+        [1.5, 2.5, 9.5, 6.5],
+        [-0.5, -0.5, 47.5, 31.5],
+    ]
+    assert to_hex(second[0].get_edgecolor()) == plots.PALETTE[5]
+    assert to_hex(first[0].get_edgecolor()) == "#ffffff"
+
+
 def test_curves_are_named_at_their_ends_without_overlap():
     series = {"a": [3, 2, 1.0], "b": [4, 2, 1.01], "c": [5, 5, 5]}
     figure = plots.curves(series, ylabel="loss")

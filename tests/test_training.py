@@ -26,6 +26,7 @@ from segcourse.training import (
     History,
     batch_indices,
     class_weights,
+    detect,
     evaluate,
     fit,
     learning_rate,
@@ -871,6 +872,27 @@ def test_half_precision_does_not_skip_steps_for_ever(monkeypatch):
 
     with pytest.raises(FloatingPointError, match="gradient"):
         train(tiny(), 60, loss=endless)
+
+
+class Finder(nn.Module):
+    """Finds as many objects in an image as its first pixel says."""
+
+    def forward(self, images):
+        assert not self.training and not torch.is_grad_enabled()
+        return [
+            {"boxes": torch.zeros(int(image[0, 0, 0]), 4), "segments": [{"batch": len(images)}]}
+            for image in images
+        ]
+
+
+def test_detect_gives_what_is_found_in_each_image_batch_by_batch():
+    model = Finder().train()
+    found = detect(model, torch.arange(5.0)[:, None, None, None].expand(5, 3, 2, 2), batch_size=2)
+    assert [len(image["boxes"]) for image in found] == [0, 1, 2, 3, 4]
+    assert [image["segments"][0]["batch"] for image in found] == [2, 2, 2, 2, 1]
+    assert model.training
+    with pytest.raises(ValueError, match=r"images: expected \[B,3,H,W\] with B >= 1"):
+        detect(model, torch.zeros(3, 2, 2))
 
 
 def test_predict_refuses_a_single_image():

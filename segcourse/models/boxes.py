@@ -193,17 +193,8 @@ def roi_align(
     Every value is a weighted sum of feature vectors: (2 * samples) ** 2 for each bin. That is an
     embedding bag, which adds up the rows of a table without keeping what it adds.
     """
-    check_boxes("boxes", boxes)
-    batch, channels, height, width = features.shape
-    if image.shape != boxes.shape[:1] or image.dtype != torch.int64:
-        raise ValueError(
-            f"image: expected int64 [{len(boxes)}], one for each box; "
-            f"got {image.dtype} {list(image.shape)}"
-        )
-    if image.numel() and not 0 <= int(image.min()) <= int(image.max()) < batch:
-        raise ValueError(
-            f"image: expected 0 .. {batch - 1}; got {int(image.min())} .. {int(image.max())}"
-        )
+    check_rois(features, boxes, image)
+    _, channels, height, width = features.shape
     if not len(boxes):
         return features.new_zeros(0, channels, *output_size)
     dtype = torch.promote_types(features.dtype, boxes.dtype)
@@ -232,6 +223,43 @@ def roi_align(
         )
     pooled = torch.cat(pooled).view(len(boxes), *output_size, channels).movedim(-1, 1)
     return pooled.to(features.dtype)
+
+
+def roi_pool(
+    features: Tensor,
+    boxes: Tensor,
+    image: Tensor,
+    output_size: tuple[int, int],
+    *,
+    spatial_scale: float = 1.0,
+) -> Tensor:
+    """RoIPool, what RoIAlign replaced: the features in each box [K, C, *output_size], rounded.
+
+    The corners of a box are rounded to places of the map, its right and lower edges included, and
+    so are the edges of its bins, outwards. A bin is the largest value of its places, 0 if it has
+    none. Arguments as in `roi_align`. R. Girshick, "Fast R-CNN", ICCV 2015.
+    """
+    check_rois(features, boxes, image)
+    batch, channels, height, width = features.shape
+    # Half a place is rounded away from 0, as in C.
+    corners = boxes.detach() * spatial_scale
+    corners = (corners.abs() + 0.5).floor() * corners.sign()
+    x1, y1, x2, y2 = corners.unbind(1)
+    y, inside_y = _bin_places(y1, (y2 - y1 + 1).clamp(min=1), output_size[0], height)
+    x, inside_x = _bin_places(x1, (x2 - x1 + 1).clamp(min=1), output_size[1], width)
+    y = image[:, None, None] * height + y
+    place = y[:, :, None, :, None] * width + x[:, None, :, None, :]
+    inside = inside_y[:, :, None, :, None] & inside_x[:, None, :, None, :]
+    # The last row of the table stands for what is outside; a bag leaves it out.
+    outside = batch * height * width
+    table = features.movedim(1, -1).reshape(-1, channels)
+    pooled = F.embedding_bag(
+        torch.where(inside, place, outside).flatten(3).flatten(0, 2),
+        torch.cat([table, table.new_zeros(1, channels)]),
+        mode="max",
+        padding_idx=outside,
+    )
+    return pooled.view(len(boxes), *output_size, channels).movedim(-1, 1)
 
 
 def pyramid_levels(
@@ -323,6 +351,21 @@ def check_boxes(name: str, boxes: Tensor) -> None:
         )
 
 
+def check_rois(features: Tensor, boxes: Tensor, image: Tensor) -> None:
+    """Raise TypeError or ValueError unless `image` has the number of a map for each box [K, 4]."""
+    check_boxes("boxes", boxes)
+    if image.shape != boxes.shape[:1] or image.dtype != torch.int64:
+        raise ValueError(
+            f"image: expected int64 [{len(boxes)}], one for each box; "
+            f"got {image.dtype} {list(image.shape)}"
+        )
+    if image.numel() and not 0 <= int(image.min()) <= int(image.max()) < len(features):
+        raise ValueError(
+            f"image: expected 0 .. {len(features) - 1}; "
+            f"got {int(image.min())} .. {int(image.max())}"
+        )
+
+
 def _centre_and_size(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x and y of the centres, widths and heights, [N] each."""
     check_boxes("boxes", boxes)
@@ -353,6 +396,18 @@ def _bin_samples(
     share = torch.cat([1 - beyond, beyond], dim=2) * counts.repeat(1, 1, 2)
     places = torch.cat([before, (before + 1).clamp(max=side - 1)], dim=2).long()
     return places, share / samples.clamp(min=1)
+
+
+def _bin_places(start: Tensor, length: Tensor, bins: int, side: int) -> tuple[Tensor, Tensor]:
+    """Along one side of K boxes: places of the map, int64 [K, bins, S], and which ones count."""
+    edge = torch.arange(bins, device=start.device)
+    bin_length = (length / bins)[:, None]
+    first = (edge * bin_length).floor() + start[:, None]
+    last = ((edge + 1) * bin_length).ceil() + start[:, None]
+    first, last = first.clamp(0, side), last.clamp(0, side)
+    longest = max(1, int((last - first).max())) if len(start) else 1
+    places = first[..., None] + torch.arange(longest, device=start.device)
+    return places.clamp(max=side - 1).long(), places < last[..., None]
 
 
 def _pixel_weights(start: Tensor, end: Tensor, pixels: int, bins: int) -> Tensor:

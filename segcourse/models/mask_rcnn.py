@@ -139,7 +139,8 @@ class RPN(nn.Module):
     deltas from the anchor to the object's box. The layers are shared by the levels.
 
     `anchor_sizes` are those of each level, with `anchor_ratios` (height over width). `samples` is
-    the number of anchors of an image that are trained at a time. `proposals_train` and
+    the number of anchors of an image that are trained at a time; they are on an object from an
+    IoU of `positive_iou` on. `proposals_train` and
     `proposals_test` limit the anchors of a level that enter non-maximum suppression, and the
     proposals of an image that come out of it.
     """
@@ -153,6 +154,7 @@ class RPN(nn.Module):
         anchor_ratios: Sequence[float],
         *,
         samples: int,
+        positive_iou: float,
         proposals_train: int,
         proposals_test: int,
     ) -> None:
@@ -164,7 +166,7 @@ class RPN(nn.Module):
             raise ValueError(
                 f"anchor_sizes: expected as many sizes for each level; got {anchor_sizes!r}"
             )
-        self.samples = samples
+        self.samples, self.positive_iou = samples, positive_iou
         self.proposals_train, self.proposals_test = proposals_train, proposals_test
         cells = torch.stack([cell_anchors(sizes, anchor_ratios) for sizes in anchor_sizes])
         self.register_buffer("cells", cells, persistent=False)  # [levels, A, 4]
@@ -230,7 +232,7 @@ class RPN(nn.Module):
     ) -> dict[str, Tensor]:
         """Cross-entropy of the objectness, and the loss of the deltas of anchors on objects.
 
-        An anchor is on an object from an IoU of 0.7 on, or if none has a larger IoU with that
+        An anchor is on an object from `positive_iou` on, or if none has a larger IoU with that
         object; it is background below 0.3; in between it is not trained.
         """
         objectness, deltas, anchors = (
@@ -240,7 +242,7 @@ class RPN(nn.Module):
         )
         logits, is_object, found, expected = [], [], [], []
         for logit, delta, target in zip(objectness, deltas, targets, strict=True):
-            matched = match_boxes(anchors, target["boxes"], 0.3, 0.7, keep_best=True)
+            matched = match_boxes(anchors, target["boxes"], 0.3, self.positive_iou, keep_best=True)
             chosen = sample(matched, self.samples, positive_share=0.5)
             logits.append(logit[chosen])
             is_object.append(matched[chosen] >= 0)
@@ -321,7 +323,8 @@ class MaskRCNN(nn.Module):
         hidden: width of the box head.
         mask_bins: sides of what RoIAlign gives the mask head; masks have twice the side.
         mask_depth: 3x3 convolutions of the mask head.
-        anchor_sizes, anchor_ratios, rpn_samples, proposals_train, proposals_test: see `RPN`.
+        anchor_sizes, anchor_ratios, rpn_samples, rpn_positive_iou, proposals_train,
+            proposals_test: see `RPN`.
         box_samples: proposals of an image that are trained at a time; a quarter of them at most
             hold an object.
         canonical_size: sides of a box that is pooled from stride 16, see `boxes.pyramid_levels`.
@@ -349,6 +352,7 @@ class MaskRCNN(nn.Module):
         anchor_sizes: Sequence[Sequence[float]] = ((32,), (64,), (128,), (256,), (512,)),
         anchor_ratios: Sequence[float] = (0.5, 1.0, 2.0),
         rpn_samples: int = 256,
+        rpn_positive_iou: float = 0.7,
         proposals_train: int = 2000,
         proposals_test: int = 1000,
         box_samples: int = 512,
@@ -392,6 +396,7 @@ class MaskRCNN(nn.Module):
             anchor_sizes,
             anchor_ratios,
             samples=rpn_samples,
+            positive_iou=rpn_positive_iou,
             proposals_train=proposals_train,
             proposals_test=proposals_test,
         )
@@ -550,7 +555,6 @@ class MaskRCNN(nn.Module):
         found = deltas[object_rows, label]
 
         masks = self.mask_head(self.pool(pyramid, [box for box, _ in on_objects], self.mask_bins))
-        masks = masks[torch.arange(len(label), device=label.device), label]
         side = masks.shape[-1]
         expected_masks = [
             roi_align(target["masks"][:, None], box, matched, (side, side), aligned=self.aligned)[
@@ -558,14 +562,21 @@ class MaskRCNN(nn.Module):
             ]
             for (box, matched), target in zip(on_objects, targets, strict=True)
         ]
-        cross_entropy = F.binary_cross_entropy_with_logits(
-            masks, torch.cat(expected_masks), reduction="sum"
-        )
         return {
             "loss_classifier": classes,
             "loss_box_reg": box_loss(found, torch.cat(expected), len(logits)),
-            "loss_mask": cross_entropy / max(1, masks.numel()),
+            "loss_mask": self.mask_loss(masks, label, torch.cat(expected_masks)),
         }
+
+    def mask_loss(self, logits: Tensor, label: Tensor, expected: Tensor) -> Tensor:
+        """Cross-entropy of the masks [K, C, M, M] of each box's own class; the others are free."""
+        own = of_class(logits, label)
+        loss = F.binary_cross_entropy_with_logits(own, expected, reduction="sum")
+        return loss / max(1, own.numel())
+
+    def mask_probabilities(self, logits: Tensor, label: Tensor) -> Tensor:
+        """The masks [K, M, M] to show, from logits [K, C, M, M]."""
+        return of_class(logits, label).sigmoid()
 
     def detect_boxes(
         self, pyramid: Sequence[Tensor], proposals: Sequence[Tensor], sizes: Sequence[Size]
@@ -595,8 +606,7 @@ class MaskRCNN(nn.Module):
         """The mask [N, 28, 28] of each detection, of its own class, for each image."""
         pooled = self.pool(pyramid, [found["boxes"] for found in detections], self.mask_bins)
         label = torch.cat([found["labels"] for found in detections])
-        masks = self.mask_head(pooled)[torch.arange(len(label), device=label.device), label]
-        masks = masks.sigmoid()
+        masks = self.mask_probabilities(self.mask_head(pooled), label)
         return list(masks.split([len(found["labels"]) for found in detections]))
 
     def load_torchvision(self, state_dict: Mapping[str, Tensor]) -> None:
@@ -636,6 +646,11 @@ def torchvision_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
+def of_class(values: Tensor, label: Tensor) -> Tensor:
+    """What is of class label[k] in row k: [K, C, ...] -> [K, ...]."""
+    return values[torch.arange(len(label), device=label.device), label]
+
+
 def resize_boxes(boxes: Tensor, before: Size, after: Size) -> Tensor:
     """Boxes [N, 4] of an image of size `before` after it is resized to `after`."""
     rows, columns = (new / old for new, old in zip(after, before, strict=True))
@@ -673,28 +688,30 @@ def check_target(name: str, target: Target, image: Tensor, num_classes: int) -> 
         )
 
 
-def toy_settings() -> dict[str, Any]:
-    """Arguments of `MaskRCNN` for images of 64 pixels: smaller strides, sizes and widths.
+def toy_settings(side: int = 64) -> dict[str, Any]:
+    """Arguments of `MaskRCNN` for small images: smaller strides and widths, and other anchors.
 
-    Pixels keep their centres (`aligned`), because half a pixel is much of a small object.
+    The anchors fit the objects of Toyscape, in images of `side` pixels. Pixels keep their centres
+    (`aligned`), because half a pixel is much of a small object.
     """
     return dict(
-        backbone=toy_resnet(24, output_stride=8, stages=3),
+        backbone=toy_resnet(32, output_stride=8, stages=3),
         channels=48,
         hidden=128,
         mask_bins=7,
         mask_depth=2,
-        anchor_sizes=((7,), (14,), (26,), (40,)),
-        anchor_ratios=(0.5, 1.0, 2.0, 4.0),
+        anchor_sizes=[(size * side / 64,) for size in (7, 14, 26, 40)],
+        anchor_ratios=(0.5, 1.0, 1.6, 3.0, 8.0),
+        rpn_positive_iou=0.5,
         proposals_train=100,
         proposals_test=100,
-        box_samples=32,
-        canonical_size=256,
+        box_samples=48,
+        canonical_size=4 * side,
         aligned=True,
         min_size=None,
     )
 
 
-def toy_mask_rcnn(num_classes: int, **changes: Any) -> MaskRCNN:
+def toy_mask_rcnn(num_classes: int, *, side: int = 64, **changes: Any) -> MaskRCNN:
     """The toy; `changes` are arguments of `MaskRCNN` other than those of `toy_settings`."""
-    return MaskRCNN(num_classes, **toy_settings() | changes)
+    return MaskRCNN(num_classes, **toy_settings(side) | changes)

@@ -15,7 +15,8 @@ figures 1 and 3 of the first paper, and their names here:
     merging                                  merge
 
 The semantic branch has a channel for each kind of stuff and one more, *other*, for all things. It
-need not tell things apart, because the instance branch does.
+need not tell things apart, because the instance branch does. With `semantic_things` it has one for
+each kind of thing instead, so that it is a semantic segmentation by itself; the merge is the same.
 
 Departures from the paper: the losses of the instance branch have weight 1, and only the weight of
 the semantic loss is an argument; the semantic loss is a mean over the batch's pixels that are not
@@ -76,7 +77,7 @@ class PanopticFPN(MaskRCNN):
     sixth loss, `loss_semantic`, and the targets hold one entry more: `mask` int64 [H, W], the
     category of each pixel, 255 for void. In eval mode there are three entries more:
 
-        semantic    float [num_stuff + 1, H, W], logits of the stuff and of "other"
+        semantic    float [C, H, W], logits of the stuff and of "other", or of the things
         panoptic    int64 [H, W], the id of each pixel's segment, 0 for none
         segments    list of a dict for each segment: `id`, `category_id`, `isthing`, `area` in
                     pixels, and the `score` of things; the format of COCO's results
@@ -87,6 +88,7 @@ class PanopticFPN(MaskRCNN):
         num_stuff, num_things: kinds of stuff and of things.
         semantic_channels, semantic_groups: width of the semantic branch, and groups of its
             normalisation.
+        semantic_things: whether the semantic branch names the things.
         semantic_weight: of the semantic loss in the sum.
         thing_score, overlap, stuff_area: see `merge`.
         backbone, options: see `MaskRCNN`.
@@ -100,6 +102,7 @@ class PanopticFPN(MaskRCNN):
         *,
         semantic_channels: int = 128,
         semantic_groups: int = 32,
+        semantic_things: bool = False,
         semantic_weight: float = 0.5,
         thing_score: float = 0.5,
         overlap: float = 0.5,
@@ -110,16 +113,17 @@ class PanopticFPN(MaskRCNN):
         super().__init__(num_things + 1, backbone, **options)
         self.num_stuff, self.semantic_weight = num_stuff, semantic_weight
         self.thing_score, self.overlap, self.stuff_area = thing_score, overlap, stuff_area
+        self.semantic_classes = num_stuff + (num_things if semantic_things else 1)
         self.semantic = SemanticBranch(
             len(self.backbone.channels),
             self.fpn.output[0].out_channels,
             semantic_channels,
-            num_stuff + 1,
+            self.semantic_classes,
             groups=semantic_groups,
         )
 
     def segment(self, batch: Tensor, pyramid: Sequence[Tensor]) -> Tensor:
-        """Logits [B, num_stuff + 1, H, W] of stuff and "other" at the size of the batch."""
+        """Logits [B, C, H, W] of the semantic branch at the size of the batch."""
         return resize(self.semantic(pyramid[:-1]), batch.shape[2:])
 
     def prepare_targets(
@@ -128,14 +132,14 @@ class PanopticFPN(MaskRCNN):
         targets: Sequence[Target] | None,
         sizes: Sequence[Size],
     ) -> list[dict[str, Tensor]]:
-        """As in `MaskRCNN`, with `semantic` int64 [H, W]: stuff, "other" and void."""
+        """As in `MaskRCNN`, with `semantic` int64 [H, W], what the semantic branch shall say."""
         prepared = super().prepare_targets(images, targets, sizes)
         categories = self.num_stuff + self.num_classes - 1
         for i, (image, target) in enumerate(zip(images, targets, strict=True)):
             check_mask(f"targets[{i}]", target, image, categories)
             mask = self.resize(target["mask"][None].to(image.dtype), mode="nearest")[0].long()
             prepared[i]["semantic"] = torch.where(
-                mask == VOID, VOID, mask.clamp(max=self.num_stuff)
+                mask == VOID, VOID, mask.clamp(max=self.semantic_classes - 1)
             )
         return prepared
 
@@ -206,7 +210,7 @@ def merge(
 
     Args:
         masks: bool [N, H, W], with `categories` int64 [N] and `scores` float [N].
-        semantic: int64 [H, W], 0 .. num_stuff - 1, or num_stuff for "other".
+        semantic: int64 [H, W], 0 .. num_stuff - 1, or more for "other".
 
     Returns the ids, int64 [H, W], and the segments: see `PanopticFPN`.
     """
@@ -252,11 +256,13 @@ def check_mask(name: str, target: Mapping[str, Tensor], image: Tensor, categorie
         )
 
 
-def toy_panoptic_fpn(num_stuff: int, num_things: int, **changes: Any) -> PanopticFPN:
+def toy_panoptic_fpn(
+    num_stuff: int, num_things: int, *, side: int = 64, **changes: Any
+) -> PanopticFPN:
     """The toy, around the toy Mask R-CNN; `changes` are other arguments of `PanopticFPN`."""
-    settings = toy_settings() | {
+    settings = toy_settings(side) | {
         "semantic_channels": 48,
         "semantic_groups": 8,
-        "stuff_area": 40,
+        "stuff_area": side**2 // 100,
     }
     return PanopticFPN(num_stuff, num_things, **settings | changes)

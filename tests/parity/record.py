@@ -22,6 +22,7 @@ def boxes():
     answers = {
         "nms": [cases.torchvision_nms(*cases.nms_case(seed)) for seed in range(cases.CASES)],
         "roi": [cases.torchvision_roi(*cases.roi_case(seed)) for seed in range(cases.CASES)],
+        "pool": [cases.torchvision_pool(*cases.roi_case(seed)) for seed in range(cases.CASES)],
     }
     flat = {name: np.concatenate([a.ravel() for a in each]) for name, each in answers.items()}
     sizes = {f"{name}_sizes": [a.size for a in each] for name, each in answers.items()}

@@ -1,4 +1,4 @@
-"""NMS and RoIAlign: torchvision's compiled operators, and slow loops that follow the definitions.
+"""NMS, RoIAlign and RoIPool: torchvision's compiled operators, and slow loops.
 
 The answers of torchvision 0.27.1 are recorded in data/boxes.npz (see record.py), because its
 operators do not load beside every build of torch. Where they load, they answer here as well;
@@ -30,6 +30,7 @@ from segcourse.models.boxes import (
     paste_masks,
     pyramid_levels,
     roi_align,
+    roi_pool,
 )
 
 CASES = 200
@@ -107,6 +108,18 @@ def torchvision_roi(features, boxes, image, options):
     )
 
 
+def ours_pool(features, boxes, image, options):
+    options = {key: options[key] for key in ("output_size", "spatial_scale")}
+    tensors = (torch.from_numpy(array) for array in (features, boxes, image))
+    return roi_pool(*tensors, **options).numpy()
+
+
+def torchvision_pool(features, boxes, image, options):
+    rois = np.concatenate([image[:, None].astype(np.float32), boxes], axis=1)
+    size, scale = options["output_size"], options["spatial_scale"]
+    return ops.roi_pool(torch.from_numpy(features), torch.from_numpy(rois), size, scale).numpy()
+
+
 def slow_nms(boxes, scores, threshold, *, best_first=lambda i, score: (-score, i), equal=False):
     """One box after the other, each beside those that stay. `equal`: an equal IoU suppresses."""
     kept = []
@@ -174,6 +187,27 @@ def slow_roi(features, boxes, image, options, *, outside="zero", half=0.5, least
     return pooled
 
 
+def slow_pool(features, boxes, image, options, *, last=1, outwards=np.ceil):
+    """RoIPool, one bin after the other, in float32.
+
+    `last` is 1 if the right and lower edges are in the box; `outwards` rounds those of the bins.
+    """
+    size, scale = np.float32(options["output_size"]), np.float32(options["spatial_scale"])
+    pooled = np.zeros((len(boxes), features.shape[1], *options["output_size"]))
+    for k, box in enumerate(boxes):
+        x1, y1, x2, y2 = np.sign(box) * np.floor(np.abs(box * scale) + np.float32(0.5))
+        start = np.array([y1, x1])
+        step = np.float32([max(y2 - y1 + last, 1), max(x2 - x1 + last, 1)]) / size
+        for i, j in np.ndindex(options["output_size"]):
+            bin_ = np.float32([i, j])
+            corners = np.floor(bin_ * step) + start, outwards((bin_ + 1) * step) + start
+            top, left, bottom, right = np.clip(corners, 0, features.shape[2:]).astype(int).flat
+            values = features[image[k], :, top:bottom, left:right]
+            if values.size:
+                pooled[k][:, i, j] = values.max(axis=(1, 2))
+    return pooled
+
+
 def recorded(name):
     """The answers of all cases, one array each, from one flat array and the sizes."""
     with np.load(RECORDED) as data:
@@ -188,10 +222,17 @@ ROI_ORACLES = {
     "recorded": lambda: recorded("roi"),
     "slow": lambda: [slow_roi(*roi_case(seed)).ravel() for seed in range(CASES)],
 }
+POOL_ORACLES = {
+    "recorded": lambda: recorded("pool"),
+    "slow": lambda: [slow_pool(*roi_case(seed)).ravel() for seed in range(CASES)],
+}
 if COMPILED:
     NMS_ORACLES["compiled"] = lambda: [torchvision_nms(*nms_case(seed)) for seed in range(CASES)]
     ROI_ORACLES["compiled"] = lambda: [
         torchvision_roi(*roi_case(seed)).ravel() for seed in range(CASES)
+    ]
+    POOL_ORACLES["compiled"] = lambda: [
+        torchvision_pool(*roi_case(seed)).ravel() for seed in range(CASES)
     ]
 
 
@@ -212,6 +253,22 @@ def test_roi_align_pools_the_same_values(oracle):
         found = ours_roi(*roi_case(seed)).ravel()
         np.testing.assert_allclose(found, expected[seed], rtol=0, atol=1e-5, err_msg=str(seed))
     assert sum(map(np.count_nonzero, expected)) > 1000
+
+
+@pytest.mark.parametrize("oracle", POOL_ORACLES)
+def test_roi_pool_takes_the_same_values(oracle):
+    expected = POOL_ORACLES[oracle]()
+    assert len(expected) == CASES
+    for seed in range(CASES):
+        assert ours_pool(*roi_case(seed)).ravel().tolist() == expected[seed].tolist(), seed
+    assert sum(map(np.count_nonzero, expected)) > 1000
+
+
+@pytest.mark.parametrize("mistake", [{"last": 0}, {"outwards": np.floor}])
+def test_the_cases_tell_a_wrong_roi_pool(mistake):
+    expected = recorded("pool")
+    wrong = [slow_pool(*roi_case(seed), **mistake).ravel() for seed in range(CASES)]
+    assert sum(map(np.array_equal, wrong, expected)) < CASES - 5
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,7 @@ def pair(name):
         rpn_anchor_generator=AnchorGenerator(sizes, (ratios,) * len(sizes)),
         rpn_head=RPNHead(backbone.out_channels, len(ratios)),
         rpn_batch_size_per_image=EVERYTHING,
+        rpn_fg_iou_thresh=ours.rpn.positive_iou,
         box_batch_size_per_image=EVERYTHING,
         rpn_pre_nms_top_n_train=PROPOSALS,
         rpn_post_nms_top_n_train=PROPOSALS,
