@@ -463,10 +463,8 @@ def _objects(
         segments = [(image["panoptic"], image["segments"]) for image in found]
         semantic = torch.stack([image["semantic"].argmax(dim=0) for image in found])
         merged = torch.stack([segment_categories(*image) for image in segments])
-        scores |= _pq(segments)
-        for kind, mask in (("components", semantic), ("forgotten", merged)):
-            split = _pq(split_by_touch(mask, THING_CLASSES))
-            scores |= {f"{metric}_{kind}": pq for metric, pq in split.items()}
+        scores |= _pq(segments) | _pq_of_components(semantic)
+        scores |= _pq(split_by_touch(merged, THING_CLASSES), "_forgotten")
     return Run(steps, scores)
 
 
@@ -477,10 +475,17 @@ def _unet_and_components(seed: int) -> Run:
     model, steps = _unet_of_chapter_02(), preset().steps(500)
     loss = pixel_loss(F.cross_entropy, weight=weights, ignore_index=VOID)
     fit(model, train, loss, steps, batch_size=preset().batch_size, seed=seed)
-    return Run(steps, _pq(split_by_touch(predict(model, scenes()["image"]), THING_CLASSES)))
+    return Run(steps, _pq_of_components(predict(model, scenes()["image"])))
 
 
-def _pq(segments: list[Segments]) -> dict[str, float]:
+def _pq_of_components(mask: torch.Tensor) -> dict[str, float]:
+    """PQ of masks [B, H, W] whose components are objects: all, or those of 20 pixels at least."""
+    large = split_by_touch(mask, THING_CLASSES, least=preset().size ** 2 // 200)
+    every = split_by_touch(mask, THING_CLASSES)
+    return _pq(every, "_components") | _pq(large, "_large_components")
+
+
+def _pq(segments: list[Segments], kind: str = "") -> dict[str, float]:
     """PQ on the validation scenes, and that of the things where two of a class touch."""
     truth = scenes()
     mask, instances = truth["mask"], truth["instances"]
@@ -490,10 +495,10 @@ def _pq(segments: list[Segments]) -> dict[str, float]:
     every = panoptic_quality(*zip(*pairs, strict=True), NUM_CLASSES, THING_CLASSES)
     near = panoptic_quality(*zip(*near, strict=True), NUM_CLASSES, THING_CLASSES)
     return {
-        "pq": every.all.pq,
-        "pq_things": every.things.pq,
-        "pq_stuff": every.stuff.pq,
-        "pq_things_touching": near.things.pq,
+        f"pq{kind}": every.all.pq,
+        f"pq_things{kind}": every.things.pq,
+        f"pq_stuff{kind}": every.stuff.pq,
+        f"pq_things_touching{kind}": near.things.pq,
     }
 
 

@@ -479,10 +479,18 @@ def connected_components(mask: Tensor, things: Sequence[int]) -> Tensor:
                         for image in number])  # fmt: skip
 
 
-def split_by_touch(mask: Tensor, things: Sequence[int]) -> list[Segments]:
-    """Panoptic segments without a detector: the `connected_components` of masks [B, H, W]."""
-    instances = connected_components(mask, things)
-    return [panoptic_segments(*image) for image in zip(mask, instances, strict=True)]
+def split_by_touch(mask: Tensor, things: Sequence[int], *, least: int = 1) -> list[Segments]:
+    """Panoptic segments without a detector: the `connected_components` of masks [B, H, W].
+
+    Objects of fewer than `least` pixels are dropped; their pixels get no segment.
+    """
+    found = []
+    for image in zip(mask, connected_components(mask, things), strict=True):
+        ids, segments = panoptic_segments(*image)
+        kept = [s for s in segments if s["category_id"] not in things or s["area"] >= least]
+        known = torch.tensor([s["id"] for s in kept], dtype=torch.int64, device=ids.device)
+        found.append((torch.where(torch.isin(ids, known), ids, 0), kept))
+    return found
 
 
 def touching(mask: Tensor, instances: Tensor) -> Tensor:

@@ -30,6 +30,13 @@ from pathlib import Path
 from segcourse.training import preset
 
 FILE = Path(__file__).with_name("results.json")
+# What PQ is measured of: the model's segments, or components of its masks.
+_KINDS = {
+    "": "",
+    "_components": ", components",
+    "_large_components": ", large components",
+    "_forgotten": ", numbers forgotten",
+}
 _POINTS = {
     "miou": "mIoU",
     "boundary_iou": "boundary IoU",
@@ -43,14 +50,11 @@ _POINTS = {
     "box_ap50": "box AP50",
     "mask_ap": "mask AP",
     "mask_ap50": "mask AP50",
-    "pq": "PQ",
-    "pq_things": "PQ of things",
-    "pq_stuff": "PQ of stuff",
-    "pq_things_touching": "PQ of things in scenes where two of a class touch",
-    "components_pq": "PQ of components",
-    "components_pq_things": "PQ of things, components",
-    "components_pq_stuff": "PQ of stuff, components",
-    "components_pq_things_touching": "PQ of things that are components, where two touch",
+    **{
+        f"pq{part}{kind}": f"PQ{' of ' if part else ''}{part[1:].replace('_', ' ')}{kind_name}"
+        for part in ("", "_things", "_stuff", "_things_touching")
+        for kind, kind_name in _KINDS.items()
+    },
 }
 _USUAL = ("miou", "boundary_iou", "pixel_accuracy")
 

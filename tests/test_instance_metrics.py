@@ -367,6 +367,17 @@ def test_what_touches_is_one_object_and_no_object_is_lost():
     assert apart.stuff.pq == 1 and apart.things.pq == 0  # IoU 4 / 8 with each
 
 
+def test_small_objects_are_dropped_and_stuff_is_not():
+    mask, instances = maps("""
+    c1 c1 c1 g
+    r  g  g  g
+    b1 b1 g  g
+    """)
+    ((ids, segments),) = split_by_touch(mask[None], THINGS, least=3)
+    assert [s["category_id"] for s in segments] == [GRASS, ROAD, CAR]
+    assert (ids == 0).sum() == 2 and (segment_categories(ids, segments)[2, :2] == 255).all()
+
+
 def test_void_stays_void_in_the_categories():
     mask, instances = maps(". c1\n g g")
     assert torch.equal(segment_categories(*panoptic_segments(mask, instances)), mask)
