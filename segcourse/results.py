@@ -190,12 +190,17 @@ _MARKED = re.compile(r"(<!-- result: (?P<key>[\w .-]+?) -->).*?(<!-- /result -->
 def fill(page: str) -> str:
     """Fill the marked places of a Markdown page.
 
-    KEY is "EXPERIMENT METRIC" for one number, or names a table: "model-table", "chapter-times".
+    KEY is "EXPERIMENT METRIC" for one number, or names a table: "model-table", "object-table",
+    "chapter-times".
     """
 
     def text(match: re.Match) -> str:
         key = match["key"]
-        tables = {"model-table": _model_table, "chapter-times": _chapter_times}
+        tables = {
+            "model-table": _model_table,
+            "object-table": _object_table,
+            "chapter-times": _chapter_times,
+        }
         body = f"\n\n{tables[key]()}\n\n" if key in tables else _find_by_key(key).text()
         return match[1] + body + match[3]
 
@@ -224,6 +229,17 @@ def _model_table() -> str:
     steps = [find(model, "miou").steps for model in _MODELS]
     rows = [[row[0], n, *row[1:]] for row, n in zip(scores(_MODELS), steps, strict=True)]
     return _markdown(["model", "steps", *(_POINTS[metric] for metric in _USUAL)], rows)
+
+
+def _object_table() -> str:
+    models = {"mask_rcnn": "Mask R-CNN", "panoptic_fpn": "Panoptic FPN"}
+    metrics = ("box_ap50", "mask_ap50", "mask_ap", "pq", "pq_things")
+    known = {(r.experiment, r.metric): r.text() for r in records() if r.preset == "cpu"}
+    rows = [
+        [name, find(model, "mask_ap").steps, *(known.get((model, m), "–") for m in metrics)]
+        for model, name in models.items()
+    ]
+    return _markdown(["model", "steps", *(_POINTS[metric] for metric in metrics)], rows)
 
 
 def _chapter_times() -> str:

@@ -92,15 +92,22 @@ def test_the_time_of_a_chapter_is_told_as_far_as_it_is_known(recorded, capsys):
 def test_pages_are_filled_and_filling_twice_changes_nothing(recorded):
     metrics = ("miou", "boundary_iou", "pixel_accuracy")
     recorded.write([record(m, experiment=name) for name in recorded._MODELS for m in metrics])
+    found = ("box_ap50", "mask_ap50", "mask_ap")
+    recorded.write([record(m, experiment="mask_rcnn") for m in found])
+    found = (*found, "pq", "pq_things")
+    recorded.write([record(m, experiment="panoptic_fpn") for m in found])
     recorded.write([record("seconds", experiment="chapter 01_fcn", value=151.6, spread=None)])
     page = (
         "It reaches <!-- result: fcn8s miou -->old<!-- /result --> points.\n\n"
         "<!-- result: model-table -->\n<!-- /result -->\n"
+        "<!-- result: object-table --><!-- /result -->\n"
         "<!-- result: chapter-times --><!-- /result -->\n"
     )
     filled = recorded.fill(page)
     assert "<!-- result: fcn8s miou -->52.0 ± 2.0<!-- /result --> points" in filled
     assert "| FCN-16s | 10 | 52.0 ± 2.0 | 52.0 ± 2.0 | 52.0 ± 2.0 |" in filled
+    assert f"| Mask R-CNN | 10 |{3 * ' 52.0 ± 2.0 |'} – | – |" in filled
+    assert f"| Panoptic FPN | 10 |{5 * ' 52.0 ± 2.0 |'}" in filled
     assert "| chapter | seconds |\n| --- | ---: |\n| 01 | 152 |" in filled
     assert recorded.fill(filled) == filled
 

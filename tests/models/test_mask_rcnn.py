@@ -189,6 +189,21 @@ def test_pooling_mask_targets_and_pasting_are_aligned_alike(aligned, monkeypatch
     assert seen == {(name, aligned) for name in names}
 
 
+def test_a_lower_iou_gives_more_anchors_on_objects(monkeypatch):
+    images, targets = scene()
+    seen = {}
+
+    def counted(matched, number, positive_share):
+        seen.setdefault(threshold, []).append(int((matched >= 0).sum()))
+        return sample(matched, number, positive_share)
+
+    monkeypatch.setattr(mask_rcnn, "sample", counted)
+    for threshold in (0.7, 0.5, 0.3):
+        tiny(rpn_positive_iou=threshold).train()(images, targets)
+    counts = [sum(seen[threshold]) for threshold in (0.7, 0.5, 0.3)]
+    assert counts == sorted(counts) and len(set(counts)) == 3
+
+
 def test_the_region_proposals_know_no_classes():
     images, targets = scene()
     others = [t | {"labels": t["labels"] % (CLASSES - 1) + 1} for t in targets]

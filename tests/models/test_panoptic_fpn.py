@@ -86,6 +86,19 @@ def test_the_semantic_branch_learns_stuff_and_that_things_are_other():
     assert (seen == STUFF)[target["masks"].any(dim=0)].float().mean() > 0.8
 
 
+def test_the_semantic_branch_can_name_the_things_and_the_merge_stays_the_same():
+    image, target = scene()
+    model = tiny(semantic_things=True, thing_score=1.0).train()
+    (prepared,) = model.prepare_targets([image], [target], [(64, 64)])
+    assert torch.equal(prepared["semantic"], target["mask"])
+    assert model([image], [target])["loss_semantic"] > 0
+    with torch.no_grad():
+        (found,) = model.eval()([image])
+    seen = found["semantic"].argmax(dim=0)
+    assert len(found["semantic"]) == STUFF + THINGS and seen.max() >= STUFF
+    assert not found["panoptic"][seen >= STUFF].any()  # no object is sure enough
+
+
 def test_the_semantic_loss_is_the_mean_over_pixels_that_are_not_void():
     image, target = scene(50, 70)  # padded to 64 x 96
     model = tiny(semantic_weight=0.25).train()
