@@ -21,6 +21,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import hsv_to_rgb, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from segcourse.calibration import Calibration
@@ -599,7 +600,9 @@ def heatmap(
         picture = ax.imshow(values, cmap="magma", vmin=0, vmax=largest, alpha=alpha)
         ax.set_title(title)
         _frame(ax)
-    bar = figure.colorbar(picture, ax=axes, label=label, shrink=0.85, aspect=24)
+    whole = all((values == values.round()).all() for values in arrays.values())
+    ticks = MaxNLocator(nbins=6, integer=whole)
+    bar = figure.colorbar(picture, ax=axes, label=label, shrink=0.85, aspect=24, ticks=ticks)
     bar.outline.set_visible(False)
     return _close(figure)
 
