@@ -70,6 +70,19 @@ def test_there_are_six_losses_and_all_weights_are_trained():
         assert weight.grad.isfinite().all() and weight.grad.abs().max() > 0, name
 
 
+def test_half_precision_changes_the_losses_little_and_trains():
+    image, target = scene()
+    losses = {}
+    for half in (False, True):
+        model = tiny().train()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            losses[half] = model([image], [target])
+    for name, loss in losses[False].items():
+        torch.testing.assert_close(losses[True][name].float(), loss, rtol=0.1, atol=0.02)
+    sum(losses[True].values()).backward()
+    assert all(weight.grad.isfinite().all() for weight in model.parameters())
+
+
 def test_the_semantic_branch_learns_stuff_and_that_things_are_other():
     image, target = scene()
     model = tiny().train()
