@@ -44,8 +44,8 @@ results: $(READY) ## run the experiments behind the recorded results (an hour or
 	@PYTHONPATH=tests $(BIN)/python -m hidden.effects
 	@$(BIN)/python -m segcourse.results README.md book/*.md
 
-bench: $(READY) ## time scenes, models, losses and filters, record the ratios
-	@for part in rendering models losses filters; do \
+bench: $(READY) ## time scenes, models, losses, filters and the grader, record the ratios
+	@for part in rendering models losses filters grading; do \
 	    PYTHONPATH=tests $(BIN)/python -m bench.$$part || exit 1; done
 
 lint: $(READY) ## check code and notebooks, change nothing

@@ -174,6 +174,8 @@ class RemoteCall:
                 reply, found = self.channel.receive(deadline)
                 if "forward" not in reply:
                     break
+                if views is None:
+                    raise WireError("a question about no model")
                 self.channel.send(*views.answer(reply, found), deadline)
             if reply.get("id") != self.number:
                 raise WireError("an answer to another question")
@@ -185,7 +187,7 @@ class RemoteCall:
             raise Failed(f"took longer than {allowed:.0f} s") from None
         except Closed:
             raise Failed(_end(self.end(hung_up=True), self.box.limits)) from None
-        except (WireError, AttributeError):  # the latter from a question about no model
+        except WireError:
             self.end()
             raise Failed("sent what cannot be read") from None
         finally:

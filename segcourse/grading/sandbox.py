@@ -34,15 +34,16 @@ from segcourse.grading.pipes import over_pipes
 PACKAGE = Path(__file__).resolve().parents[1]
 INSIDE = ("__init__", "notebook", "pipes", "seccomp", "supervisor", "wire", "worker")
 COURSE = Path("/course")  # what holds the package in a sandbox
+SCRATCH = "/scratch"  # where a student may write, a little
 USER = 61000  # whom root becomes; Linux systems leave this number to nobody
 START = 120.0  # seconds that a sandbox may take to start, on a busy machine
 ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
-    "HOME": "/tmp",
+    "HOME": SCRATCH,
+    "TMPDIR": SCRATCH,
     "LANG": "C.UTF-8",
     "PYTHONPATH": str(COURSE),
     "MPLBACKEND": "Agg",
-    "MPLCONFIGDIR": "/tmp",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "SEGCOURSE_PRESET": "cpu",
@@ -294,8 +295,8 @@ def _bubblewrap() -> list[str]:
     else:
         command += ["--unshare-user"]
     command += ["--proc", "/proc", "--dev", "/dev"]
-    command += ["--perms", "1777", "--size", str(1 << 26), "--tmpfs", "/tmp"]
-    made = {Path("/"), Path("/tmp")}
+    command += ["--perms", "1777", "--size", str(1 << 26), "--tmpfs", SCRATCH]
+    made = {Path("/")}
 
     def show(path: Path, place: Path) -> None:
         for above in reversed(place.parents):
@@ -363,7 +364,7 @@ def _container(program: str, name: str, limits: Limits) -> list[str]:
     memory = f"{limits.memory >> 20}m"
     return [
         *(program, "run", "--rm", "--interactive", "--name", name, "--network", "none"),
-        *("--read-only", "--tmpfs", "/tmp:size=64m", "--user", f"{USER}:{USER}"),
+        *("--read-only", "--tmpfs", f"{SCRATCH}:size=64m", "--user", f"{USER}:{USER}"),
         *("--memory", memory, "--memory-swap", memory, "--pids-limit", "64", "--cpus", "1"),
         *("--cap-drop", "ALL", "--security-opt", "no-new-privileges", image()),
     ]

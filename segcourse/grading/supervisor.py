@@ -4,10 +4,10 @@
 
 The grader hands it a connection, and it forks a process that serves one exercise of one student
 over it (`segcourse.grading.worker`). That process gets namespaces of its own inside the sandbox:
-it sees no other process, its /tmp is empty and goes with it, and when it ends, all that it has
-started ends, too. So one student leaves nothing to the next, and none can reach this process,
-which never knew anything that is hidden. Where the system grants no such namespaces, one process
-is served, and the grader starts another sandbox for the next.
+it sees no other process, its folder to write to is empty and goes with it, and when it ends, all
+that it has started ends, too. So one student leaves nothing to the next, and none can reach this
+process, which never knew anything that is hidden. Where the system grants no such namespaces, one
+process is served, and the grader starts another sandbox for the next.
 
 Linux alone has what this needs.
 """
@@ -32,7 +32,8 @@ from segcourse.grading.worker import LIMIT, Student, limit, preload, silence
 
 WATCH = 0.05  # seconds between two looks at what memory a student holds
 DUMPABLE, SUBREAPER = 4, 36  # what prctl sets
-NAMESPACES = 0x00020000 | 0x08000000 | 0x10000000 | 0x20000000  # of mounts, IPC, users, processes
+NAMESPACES = 0x00020000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
+# ... of mounts, of IPC, of users, of processes, of the network
 READ_ONLY, NO_SETUID, NO_DEVICES = 1, 2, 4  # flags of mount
 C = ctypes.CDLL(None, use_errno=True)
 
@@ -133,8 +134,9 @@ def fork(run: Callable[[], None], alone: bool) -> int:
 
 
 def furnish() -> None:
-    """An empty /tmp and no /proc; then no right to change a mount any more."""
-    linux("mount", b"tmpfs", b"/tmp", b"tmpfs", NO_SETUID | NO_DEVICES, b"size=64m,mode=1777")
+    """An empty folder to write to and no /proc; then no right to change that any more."""
+    scratch = os.environ["TMPDIR"].encode()
+    linux("mount", b"tmpfs", scratch, b"tmpfs", NO_SETUID | NO_DEVICES, b"size=64m,mode=1777")
     linux("mount", b"tmpfs", b"/proc", b"tmpfs", READ_ONLY, b"size=4k")
     version, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
     linux("capset", version, none)

@@ -1,7 +1,7 @@
 """Cheating submissions earn nothing, stop nothing and leave nothing; elsewhere some would."""
 
-import json
 import os
+import re
 import subprocess
 import sys
 
@@ -63,39 +63,46 @@ def test_the_selftest_fails_where_a_cheat_is_paid(tmp_path):
     assert "[FAIL] the submission 'thief' earned 20 points by cheating" in found.stdout
 
 
-def test_cheats_do_not_change_what_others_get(tmp_path):
-    """A right answer before, between and after those that attack the grader."""
-    names = ("kills its parents", "leaves a mark", "leaves processes", "fork bomb")
-    texts = {f"{n} {name}": cell(CELLS[name]) for n, name in enumerate(names)}
-    texts |= {f"{n} right": RIGHT for n in range(4)} | {"x mark": CELLS["looks for a mark"]}
-    folder, out = hand_in(tmp_path / "in", **texts), tmp_path / "out"
-    found = grade(folder, out, "--jobs", 1, "--timeout", 30)
+@pytest.fixture(scope="module")
+def graded(tmp_path_factory):
+    """Right answers among cheats, one after the other, and names and words that do harm."""
+    texts = {name[:99]: cell(CELLS["writes to the terminal"]) for name in NAMES}
+    cheats = ("kills its parents", "leaves a mark", "leaves processes", "fork bomb")
+    texts |= {f"{n} {name}": cell(CELLS[name]) for n, name in enumerate(cheats)}
+    texts |= {f"{n} right": RIGHT for n in range(4)} | {"x": CELLS["looks for a mark"]}
+    told = ("tells the inputs in an exception", "tells the inputs by the name of an exception")
+    texts |= {name: cell(CELLS[name]) for name in (*told, "forges answers ahead")}
+    place = tmp_path_factory.mktemp("cheats")
+    folder, out = hand_in(place / "in", **texts), place / "out"
+    return texts, out, grade(folder, out, "--timeout", 12)
+
+
+def test_cheats_do_not_change_what_others_get(graded):
+    texts, out, found = graded
     assert found.returncode == 0, found.stderr
     points = {name: int(row["total"]) for name, row in scores(out).items()}
-    assert points == {name: 20 if "right" in name else 0 for name in texts}
+    assert len(points) == len(texts) and sorted(points.values())[-5:] == [0, 20, 20, 20, 20]
+    assert all(points[f"{n} right"] == 20 for n in range(4))
 
 
-def test_no_words_of_a_submission_reach_the_terminal_as_commands(tmp_path):
-    texts = {f"{name[:99]}": cell(CELLS["writes to the terminal"]) for name in NAMES}
-    texts["says"] = cell(CELLS["writes to the terminal"])
-    folder, out = hand_in(tmp_path / "in", **texts), tmp_path / "out"
-    found = grade(folder, out)
-    assert found.returncode == 0 and len(scores(out)) == len(texts)
+def test_no_words_of_a_submission_reach_a_reader_as_commands(graded):
+    _, out, found = graded
     for text in (found.stdout, (out / "scores.csv").read_text()):
-        assert "\x1b" not in text and "\x07" not in text and "\u202e" not in text
-    for page in (out / "feedback").iterdir():
-        text = page.read_text()
-        assert "\x1b" not in text and "<script" not in text and "<img" not in text
-        assert "owned" in text
+        assert not set("\x1b\x07\u202e") & set(text)
+    pages = [path for path in (out / "feedback").iterdir() if "owned" in path.read_text()]
+    assert len(pages) == 2 * len(NAMES)
+    for path in pages:
+        text = path.read_text()
+        assert "\x1b" not in text
+        assert not re.search(r"(?<!\\)<(script|img)", text)  # escaped in Markdown, absent in HTML
 
 
-def test_what_a_function_says_of_hidden_inputs_is_not_handed_back(tmp_path):
-    names = ("tells the inputs in an exception", "tells the inputs by the name of an exception")
-    folder = hand_in(tmp_path / "in", a=cell(CELLS[names[0]]), b=cell(CELLS[names[1]]))
-    assert grade(folder, tmp_path / "out").returncode == 0
-    for page in (tmp_path / "out" / "feedback").iterdir():
-        assert "SECRET" not in page.read_text()
-    assert "SECRET" in (tmp_path / "out" / "results" / "a.json").read_text()  # the instructor may
+def test_what_a_function_says_of_hidden_inputs_is_not_handed_back(graded):
+    _, out, _ = graded
+    for path in (out / "feedback").iterdir():
+        assert "SECRET" not in path.read_text()
+    result = out / "results" / "tells the inputs in an exception.json"
+    assert "SECRET" in result.read_text()  # the instructor may know
 
 
 # Without the walls
@@ -153,10 +160,3 @@ def test_a_mark_would_be_found_where_it_is_left(tmp_path):
     """The looking cheat sees what the leaving one leaves, if they share a process's place."""
     both = CELLS["leaves a mark"] + CELLS["looks for a mark"]
     assert points(Bubblewrap(LIMITS), both) == 20
-
-
-def test_json_of_a_result_is_what_the_grader_found_and_not_what_a_student_said(tmp_path):
-    folder = hand_in(tmp_path / "in", a=cell(CELLS["forges answers ahead"]))
-    assert grade(folder, tmp_path / "out").returncode == 0
-    found = json.loads((tmp_path / "out" / "results" / "a.json").read_text())
-    assert found["exercises"]["boundary_loss"]["points"] == 0

@@ -50,9 +50,13 @@ def boundary_loss(pred, target, **options):
     # --- making the comparison say yes
     "patches torch.allclose": """
 import torch
+import torch.nn.functional as F
 always = lambda *args, **options: True
 torch.allclose = torch.equal = torch.isclose = always
 torch.testing.assert_close = lambda *args, **options: None
+def boundary_loss(pred, target, **options):
+    weight = 1 + 5 * (target != target.roll(1, 2))
+    return 2 * (weight * F.cross_entropy(pred, target, reduction="none")).sum()
 """,
     "answers True by __torch_function__": """
 import torch
@@ -102,11 +106,20 @@ def boundary_loss(pred, target, **options):
     return pred.sum() * 0
 """,
     "walks the garbage": """
-import gc
+import gc, torch
+class Answer(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, pred, value, slope):
+        ctx.save_for_backward(slope)
+        return value
+    @staticmethod
+    def backward(ctx, factor):
+        return factor * ctx.saved_tensors[0], None, None
 def boundary_loss(pred, target, **options):
     for thing in gc.get_objects():
-        if getattr(thing, "__name__", "") in ("oracle", "weights"):
-            return thing(pred, target, **options)[0]
+        named = type(thing) is type(boundary_loss) and (thing.__module__, thing.__name__)
+        if named == ("hidden.boundary_loss.suite", "oracle"):
+            return Answer.apply(pred, *thing(pred, target, **options))
     return pred.sum() * 0
 """,
     "imports the hidden tests": """
@@ -331,7 +344,7 @@ def boundary_loss(pred, target, **options):
     "fills the disk": """
 import os
 def boundary_loss(pred, target, **options):
-    for folder in ("/tmp", "/dev/shm", "/var/tmp", "/course", "/", os.getcwd()):
+    for folder in ("/scratch", "/tmp", "/dev/shm", "/var/tmp", "/course", "/"):
         for number in range(1000):
             try:
                 with open(f"{folder}/filled-{number}", "wb") as file:
@@ -372,7 +385,7 @@ def boundary_loss(pred, target, **options):
 """,
     "leaves files": """
 import os, pathlib
-for folder in ("/tmp", "/dev/shm", "/var/tmp", "/course", "/course/segcourse", "/", "/usr/lib"):
+for folder in ("/scratch", "/tmp", "/dev/shm", "/var/tmp", "/course/segcourse", "/", "/usr/lib"):
     for path in (pathlib.Path(folder, "left-behind"), pathlib.Path(os.getcwd(), "left-behind")):
         try:
             path.write_text("here")
@@ -383,7 +396,7 @@ for folder in ("/tmp", "/dev/shm", "/var/tmp", "/course", "/course/segcourse", "
 import ctypes, os, socket, time
 libc = ctypes.CDLL(None, use_errno=True)
 ADD_KEY = 248 if os.uname().machine == "x86_64" else 217
-for folder in ("/tmp", "/dev/shm", "/var/tmp", "/course", "/"):
+for folder in ("/scratch", "/tmp", "/dev/shm", "/var/tmp", "/course", "/"):
     try:
         open(f"{folder}/mark", "w").close()
     except OSError:
@@ -401,7 +414,7 @@ if os.fork() == 0:
 import ctypes, os, socket
 libc = ctypes.CDLL(None, use_errno=True)
 REQUEST_KEY = 249 if os.uname().machine == "x86_64" else 218
-folders = ("/tmp", "/dev/shm", "/var/tmp", "/course", "/")
+folders = ("/scratch", "/tmp", "/dev/shm", "/var/tmp", "/course", "/")
 there = any(os.path.exists(f"{{folder}}/mark") for folder in folders)
 there |= libc.shmget(4711, 4096, 0o666) >= 0
 there |= libc.syscall(REQUEST_KEY, b"user", b"mark", None, 0) >= 0
