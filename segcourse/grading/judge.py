@@ -32,10 +32,7 @@ from segcourse.grading.sandbox import Limits, SandboxError
 from segcourse.grading.wire import Channel, Closed, WireError, packed
 
 LIMIT = 1 << 26  # bytes of arrays in an answer
-VIEWS, SHOWN = (
-    500,
-    1 << 27,
-)  # how often a function may ask its model in a call, and with what bytes
+VIEWS, SHOWN = 500, 1 << 27  # questions to the model in a call, and their bytes
 UNUSED = ("cacheprovider", "logging", "terminal", "unraisableexception")  # plugins of pytest
 SHARE = 6  # one call may take this part of the time of an exercise
 TRIES = 20  # processes that an exercise may use up
@@ -123,7 +120,7 @@ class RemoteCall:
             raise Absent(plain(reply["fault"], 1000), tried=reply.get("tried") is True)
         self.notebook = plain(reply.get("notebook"))
         remarks = reply.get("remarks")
-        self.remarks = [plain(x) for x in remarks] if isinstance(remarks, list) else []
+        self.remarks = [plain(x) for x in remarks[:5]] if isinstance(remarks, list) else []
 
     def end(self, hung_up: bool = False) -> sandbox.Ended | None:
         """End the process, if there is one."""
@@ -289,7 +286,7 @@ def _error(reply: dict) -> Exception:
     if kind is NotImplementedError:
         return Stub() if reply.get("stub") is True else NotImplementedError(text)
     place = reply.get("place")
-    if not (isinstance(place, str) and re.fullmatch(r"cell \d{1,5}, line \d{1,5}", place)):
+    if not (isinstance(place, str) and re.fullmatch(r"cell \d{1,3}, line \d{1,3}", place)):
         place = ""
     error = Raised(kind.__name__, place, text)
     # Without its __init__, which may want more than a text.

@@ -37,12 +37,13 @@ CALLS = {
     "userfaultfd": (323, 282),
     "io_uring_setup": (425, 425),
 }
-CLONE, CLONE3 = (56, 220), (435, 435)
+CLONE, CLONE3, MMAP = (56, 220), (435, 435), (9, 222)
 NEW_USERS = 0x10000000  # a flag of clone
+SHARED = 1  # a flag of mmap: such memory outlives the process that filled it
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 
 LOAD, JUMP_IF_EQUAL, JUMP_IF_AT_LEAST, JUMP_IF_BITS, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-NUMBER, ARCHITECTURE, FIRST_ARGUMENT = 0, 4, 16  # where the filter finds them
+NUMBER, ARCHITECTURE, FIRST_ARGUMENT, FOURTH_ARGUMENT = 0, 4, 16, 40  # where the filter finds them
 ALLOW, KILL, FAIL = 0x7FFF0000, 0x80000000, 0x00050000  # the last with the error's number
 
 
@@ -57,6 +58,9 @@ def program(machine: str) -> list[tuple[int, int, int, int]]:
         (LOAD, 0, 0, NUMBER),
         (JUMP_IF_AT_LEAST, "refuse", 0, 0x40000000),  # the x32 numbers of x86_64
         *((JUMP_IF_EQUAL, "refuse", 0, number) for number in refused),
+        (JUMP_IF_EQUAL, 0, 2, MMAP[column]),
+        (LOAD, 0, 0, FOURTH_ARGUMENT),
+        (JUMP_IF_BITS, "refuse", "allow", SHARED),
         (JUMP_IF_EQUAL, "absent", 0, CLONE3[column]),  # its flags are out of sight
         (JUMP_IF_EQUAL, 0, "allow", CLONE[column]),
         (LOAD, 0, 0, FIRST_ARGUMENT),
@@ -70,7 +74,7 @@ def program(machine: str) -> list[tuple[int, int, int, int]]:
     }
     place = {name: len(steps) + i for i, name in enumerate(ends)}
     return [
-        (code, *(x if x == 0 else place[x] - i - 1 for x in skips), value)
+        (code, *(x if isinstance(x, int) else place[x] - i - 1 for x in skips), value)
         for i, (code, *skips, value) in enumerate(steps)
     ] + [(RETURN, 0, 0, value) for value in ends.values()]
 

@@ -18,6 +18,7 @@ from segcourse.grading.report import plain
 
 CHAPTERS = ("07_boundary_loss", "08_multi_scale_tta", "09_crf")
 CHAPTER = re.compile(rf"[ _-]+({'|'.join(CHAPTERS)})([ _-]*\(?\d+\)?)?$")
+IGNORED = (".", "__MACOSX")
 # Most bytes of a notebook, and of all that a student hands in; most notebooks of a student.
 SIZE, TOTAL, FILES = 50 << 20, 200 << 20, 20
 # What a program takes for an option, and what Windows takes for a device.
@@ -64,7 +65,7 @@ def find(folder: Path) -> tuple[list[Submission], list[str]]:
     paths: dict[str, list[Path]] = {}
     others = []
     for path in sorted(folder.iterdir()):
-        if path.name.startswith((".", "__MACOSX")):
+        if path.name.startswith(IGNORED):
             continue
         if path.is_dir() and not path.is_symlink():
             paths.setdefault(path.name, []).extend(_notebooks(path))
@@ -93,12 +94,23 @@ def digest(*parts: str | bytes) -> str:
 
 
 def _notebooks(folder: Path) -> list[Path]:
-    """All below a folder, by name; links to folders are not followed."""
-    found = []
-    for above, folders, files in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX")))
-        found += [Path(above, file) for file in sorted(files) if file.endswith(".ipynb")]
-    return [path for path in found if not path.name.startswith(".")]
+    """All below a folder, and folders that cannot be read; links to folders are not followed."""
+    found, todo = [], [folder]
+    while todo:  # a folder may be deeper than Python recurses
+        here = todo.pop()
+        try:
+            entries = list(os.scandir(here))
+        except OSError:
+            found.append(here)
+            continue
+        for entry in entries:
+            if entry.name.startswith(IGNORED):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                todo.append(Path(entry))
+            elif entry.name.endswith(".ipynb"):
+                found.append(Path(entry))
+    return sorted(found)
 
 
 def _content(path: Path, most: int) -> bytes:

@@ -33,7 +33,7 @@ except ImportError:  # Windows
     resource = None
 
 LIMIT = 1 << 28  # bytes of arrays in a message of the grader
-PROCESSES, FILES, FILE_SIZE = 32, 64, 1 << 24  # that a student may have, the last in bytes
+PROCESSES, FILES, FILE_SIZE = 16, 64, 1 << 24  # that a student may have, the last in bytes
 
 
 class Student:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import subprocess
 
 import pytest
 import torch
@@ -297,6 +298,24 @@ def test_links_pipes_and_giants_are_faults_and_are_not_read(tmp_path):
     assert "larger than 50 MB" in faults["giant"][0]
     assert faults["many"] == ["only the first 20 notebooks were read"]
     assert sum(len(s.notebooks) for s in found) == 20
+
+
+def test_a_folder_may_be_deeper_than_python_recurses_or_closed(tmp_path):
+    deep = tmp_path / "in" / "deep"
+    deep.mkdir(parents=True)
+    for _ in range(1500):
+        deep /= "a"
+        deep.mkdir()
+    (deep / "a.ipynb").write_bytes(notebook(DOUBLE))
+    (tmp_path / "in" / "anna").mkdir()
+    (student, other), _ = submissions.find(tmp_path / "in")
+    assert other.key == "deep" and [path.name for path in other.paths] == ["a.ipynb"]
+    subprocess.run(["rm", "-r", tmp_path / "in" / "deep"], check=True)
+    (tmp_path / "in" / "anna").rmdir()  # as if it could not be read: root reads all
+    assert submissions._notebooks(tmp_path / "in" / "anna") == [tmp_path / "in" / "anna"]
+    student.paths = [tmp_path / "in"]
+    student.read()
+    assert student.faults == [". was not read: Is a directory"]
 
 
 def test_each_student_has_files_of_its_own_whatever_the_name(tmp_path):
