@@ -136,7 +136,8 @@ def fork(run: Callable[[], None], alone: bool) -> int:
 def furnish() -> None:
     """An empty folder to write to and no /proc; then no right to change that any more."""
     scratch = os.environ["TMPDIR"].encode()
-    linux("mount", b"tmpfs", scratch, b"tmpfs", NO_SETUID | NO_DEVICES, b"size=64m,nr_inodes=4k,mode=1777")
+    room = b"size=64m,nr_inodes=4k,mode=1777"
+    linux("mount", b"tmpfs", scratch, b"tmpfs", NO_SETUID | NO_DEVICES, room)
     linux("mount", b"tmpfs", b"/proc", b"tmpfs", READ_ONLY, b"size=4k")
     version, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
     linux("capset", version, none)

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -13,6 +14,8 @@ from test_command import HIDDEN, MARKER, grade, hand_in, run, scores
 
 from segcourse.grading.judge import Judge
 from segcourse.grading.sandbox import Bubblewrap, Limits, Piped
+
+pytestmark = pytest.mark.usefixtures("bubblewrap")
 
 LIMITS = Limits(memory=1 << 30, seconds=10)
 
@@ -38,7 +41,8 @@ def test_the_selftest_grades_the_corpus_and_nothing_is_left(tmp_path):
     temporary.mkdir()
     places = [ROOT / "segcourse", ROOT / "tests", "/dev/shm"]
     before = [tree(place) for place in places]
-    limits = ("--timeout", 6, "--memory", 1024)
+    # More at a time than processors, since many of them hang.
+    limits = ("--timeout", 6, "--memory", 1024, "--jobs", 3)
     found = run("selftest", "--hidden", HIDDEN, *limits, TMPDIR=str(temporary))
     assert found.returncode == 0, found.stdout
     assert "[FAIL]" not in found.stdout
@@ -46,6 +50,9 @@ def test_the_selftest_grades_the_corpus_and_nothing_is_left(tmp_path):
     for name in ("boundary_loss", "tta_predict", "dense_crf"):
         assert f"[OK] {name}: the reference has 20 of 20 points" in found.stdout
     assert list(temporary.iterdir()) == []
+    for folder in ("/tmp", "/var/tmp", "/", "/usr/lib", "/scratch", "/course"):
+        for name in ("surprise", "left-behind", "mark", "filled-0"):
+            assert not Path(folder, name).exists()
     assert [tree(place) for place in places] == before
 
 
@@ -58,7 +65,7 @@ def test_the_selftest_fails_where_a_cheat_is_paid(tmp_path):
     (hidden / "cheats.py").write_text(
         f"def write(folder):\n    (folder / 'thief.ipynb').write_bytes({book!r})\n"
     )
-    found = run("selftest", "--hidden", hidden)
+    found = run("selftest", "--hidden", hidden, "--jobs", 1)
     assert found.returncode == 1
     assert "[FAIL] the submission 'thief' earned 20 points by cheating" in found.stdout
 
@@ -70,11 +77,10 @@ def graded(tmp_path_factory):
     cheats = ("kills its parents", "leaves a mark", "leaves processes", "fork bomb")
     texts |= {f"{n} {name}": cell(CELLS[name]) for n, name in enumerate(cheats)}
     texts |= {f"{n} right": RIGHT for n in range(4)} | {"x": CELLS["looks for a mark"]}
-    told = ("tells the inputs in an exception", "tells the inputs by the name of an exception")
-    texts |= {name: cell(CELLS[name]) for name in (*told, "forges answers ahead")}
+    texts |= {name: cell(CELLS[name]) for name in CELLS if name.startswith(("tells ", "forges "))}
     place = tmp_path_factory.mktemp("cheats")
     folder, out = hand_in(place / "in", **texts), place / "out"
-    return texts, out, grade(folder, out, "--timeout", 12)
+    return texts, out, grade(folder, out, "--timeout", 6)
 
 
 def test_cheats_do_not_change_what_others_get(graded):
@@ -100,7 +106,9 @@ def test_no_words_of_a_submission_reach_a_reader_as_commands(graded):
 def test_what_a_function_says_of_hidden_inputs_is_not_handed_back(graded):
     _, out, _ = graded
     for path in (out / "feedback").iterdir():
-        assert "SECRET" not in path.read_text()
+        text = path.read_text()
+        assert "SECRET" not in text and "54321" not in text
+        assert text.count("full marks") <= 5 * 20
     result = out / "results" / "tells the inputs in an exception.json"
     assert "SECRET" in result.read_text()  # the instructor may know
 
@@ -122,6 +130,8 @@ for item, tests in draw.tests("boundary_loss", b"0" * 16).items():
         passed[item] = True
     except BaseException:
         pass
+    if CONTRACT.score(passed):
+        break
 print(CONTRACT.score(passed))
 """
 

@@ -12,6 +12,7 @@ from hidden.boundary_loss import wrong as boundary_loss
 from hidden.cheats import CELLS, cell, notebook
 from hidden.dense_crf import wrong as dense_crf
 from hidden.tta_predict import wrong as tta_predict
+from hidden.tta_predict.reference import ALSO_RIGHT
 from torch import nn
 
 from segcourse.exercises import EXERCISES
@@ -22,6 +23,8 @@ from segcourse.grading.judge import Failed, Judge, Raised, RemoteCall, Stub
 from segcourse.grading.sandbox import Bubblewrap, Limits
 
 HIDDEN = ROOT / "tests" / "hidden"
+pytestmark = pytest.mark.usefixtures("bubblewrap")
+
 WRONG = {"boundary_loss": boundary_loss, "tta_predict": tta_predict, "dense_crf": dense_crf}
 
 
@@ -63,19 +66,16 @@ def source(name):
 
 @pytest.mark.parametrize("name", EXERCISES)
 def test_right_answers_get_all_points(judge, name):
-    for variant in (name, *[f.__name__ for f in judging_also_right(name)]):
+    variants = [name]
+    if name == "tta_predict":  # those of the others differ in arithmetic alone
+        variants += [function.__name__ for function in ALSO_RIGHT]
+    for variant in variants:
         text = f"# exercise: {name}\n{source(name)}\n{name} = {variant}"
         found = judge.grade({"a.ipynb": notebook(text)})
         assert found[name]["status"] == "graded" and found[name]["points"] == 20, variant
         assert all(item["held"] and item["reason"] == "" for item in found[name]["properties"])
         others = {other: found[other]["status"] for other in EXERCISES if other != name}
         assert set(others.values()) == {"absent"}
-
-
-def judging_also_right(name):
-    from importlib import import_module
-
-    return import_module(f"hidden.{name}.reference").ALSO_RIGHT
 
 
 # One wrong answer for each way in which the sandbox could change what a test finds.
@@ -183,9 +183,10 @@ def test_a_fault_in_some_calls_costs_some_points_and_has_a_reason(judge, what, r
 
 def test_memory_of_all_processes_together_is_bounded(judge):
     text = source("boundary_loss") + PART.format(
-        "import os, time\n"
+        "import ctypes, os, time\n"
         "        for n in range(6):\n"
         "            if os.fork() == 0:\n"
+        "                ctypes.CDLL(None).prctl(15, b'\\nRssAnon:\\t0 kB', 0, 0, 0)\n"
         "                x = b'x' * (1 << 28); time.sleep(99)\n"
         "        time.sleep(99)"
     )

@@ -11,11 +11,13 @@ from conftest import ROOT
 from hidden.cheats import notebook
 
 from segcourse.grading import sandbox
-from segcourse.grading.judge import Judge, RemoteCall
+from segcourse.grading.judge import Failed, Judge, RemoteCall
 from segcourse.grading.sandbox import Bubblewrap, Limits, Piped, SandboxError
 
 HIDDEN = ROOT / "tests" / "hidden"
 LIMITS = Limits(memory=1 << 30, seconds=30)
+
+pytestmark = pytest.mark.usefixtures("bubblewrap")
 
 
 @pytest.fixture(scope="module")
@@ -270,6 +272,59 @@ def test_a_private_path_among_the_libraries_is_noticed():
     assert sandbox.exposed(inside, "bubblewrap") == Path(sys.prefix).resolve()
     assert sandbox.exposed(Path("/usr/share/x"), "bubblewrap") == Path("/usr")
     assert sandbox.exposed(inside, "docker") is None
+
+
+@pytest.fixture
+def docker(tmp_path, monkeypatch):
+    """A stand-in for Docker, which keeps nothing apart; the words that it was told."""
+    log = tmp_path / "log"
+    (tmp_path / "docker").write_text(
+        f"""#!/bin/sh
+echo "$@" >> {log}
+test "$1" = run || exit 0
+while test "$1" != python; do shift; done
+shift
+exec {sys.executable} "$@"
+"""
+    )
+    (tmp_path / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return lambda: [line.split() for line in log.read_text().splitlines()]
+
+
+def test_each_process_has_a_container_of_its_own_which_is_removed(docker):
+    sandbox.prepare("docker")  # the image is there
+    box = Piped("docker", LIMITS)
+    assert run(box, "found = 1") == 1
+    with pytest.raises(Failed, match=r"ended its process \(exit code 7\)"):
+        run(box, "import os\nos._exit(7)")
+    with pytest.raises(Failed, match="held more than 1024 MB"):
+        run(box, "import os\nos._exit(128 + 9)")  # as Docker tells of the kernel's kill
+    inspected, *rest = docker()
+    assert inspected == ["image", "inspect", sandbox.image()]
+    names = []
+    for started, removed in zip(rest[::2], rest[1::2], strict=True):
+        options = " ".join(started)
+        for words in (
+            "run --rm --interactive",
+            "--network none",
+            "--read-only",
+            "--memory 1024m --memory-swap 1024m",
+            "--pids-limit",
+            "--cap-drop ALL --security-opt no-new-privileges",
+            f"{sandbox.image()} python -sB -m segcourse.grading.worker",
+        ):
+            assert words in options
+        assert "--volume" not in options and "--mount" not in options
+        names.append(started[started.index("--name") + 1])
+        assert removed == ["rm", "--force", names[-1]]
+    assert len(set(names)) == 3
+
+
+def test_a_container_that_does_not_hold_is_found_out(docker):
+    with pytest.raises(SandboxError, match="does not hold: code in it sees .* reaches the net"):
+        judge(Piped("docker", LIMITS)).probe([HIDDEN / "draw.py"])
 
 
 def test_the_image_of_a_container_holds_the_same_files_and_no_others():

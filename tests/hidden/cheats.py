@@ -81,6 +81,19 @@ def boundary_loss(pred, target, **options):
 def boundary_loss(pred, target, **options):
     return pred.float().sum() * float("nan")
 """,
+    "is a tensor that lies": """
+import torch
+torch.set_default_dtype(torch.float64)
+torch.use_deterministic_algorithms(True)
+torch.autograd.grad = lambda value, wrt, **options: (torch.zeros_like(wrt),)
+class Liar(torch.Tensor):
+    shape, dtype, requires_grad = torch.Size(()), torch.float32, True
+    detach = contiguous = numpy = lambda self: self
+    reshape = view = lambda self, *args: self
+    tobytes = lambda self: bytes(1 << 27)
+def boundary_loss(pred, target, **options):
+    return torch.zeros(()).as_subclass(Liar)
+""",
     "returns a pickle with a surprise": """
 import os
 class Surprise:
@@ -198,6 +211,35 @@ def forge():
                 pass
 started = threading.Thread(target=forge, daemon=True).start()
 """,
+    "forges what loading says": """
+import json, os, struct
+header = {"id": 1, "notebook": "x" * 9999, "remarks": ["full marks " * 20] * 3000, "points": 20}
+header = json.dumps(header | {"status": "graded", "arrays": []}).encode()
+for handle in range(3, 10):
+    try:
+        os.write(handle, struct.pack(">I", len(header)) + header)
+    except OSError:
+        pass
+""",
+    "sends headers of nonsense": """
+import json, os, struct
+kinds = [{"dtype": "float32", "shape": s} for s in ([float("nan")], [-1], [1e300], [True], "2")]
+kinds += [{"dtype": "object", "shape": []}, {"dtype": None, "shape": None}, {}, None]
+texts = [{"error": ["\\ud800", "__class__", "exit", 3], "text": "\\ud800\\u202e"}, {"other": {}}]
+texts += [{"error": {"a": []}, "place": ["cell"]}, {"forward": 0}, {"error": ["SystemExit"]}]
+sent = 2
+def boundary_loss(pred, target, **options):
+    global sent
+    for header in [{"arrays": [kind]} for kind in kinds] + [t | {"arrays": []} for t in texts]:
+        for number in range(sent, sent + 3):
+            text = json.dumps(header | {"id": number}).encode()
+            for handle in range(3, 10):
+                try:
+                    os.write(handle, struct.pack(">I", len(text)) + text)
+                except OSError:
+                    pass
+    sent += 1
+""",
     "sends an answer that is too large": """
 import json, os, struct
 def boundary_loss(pred, target, **options):
@@ -312,10 +354,12 @@ def boundary_loss(pred, target, **options):
         held.append(b"x" * (1 << 26))
 """,
     "memory in many processes": """
-import os, time
+import ctypes, os, time
 def boundary_loss(pred, target, **options):
-    for _ in range(16):
+    for _ in range(12):
         if os.fork() == 0:
+            RENAME = 15  # as if it were a line of /proc/N/status
+            ctypes.CDLL(None).prctl(RENAME, b"\\nRssAnon:\\t0 kB", 0, 0, 0)
             held = b"x" * (1 << 28)
             time.sleep(1e6)
     time.sleep(1e6)
@@ -327,6 +371,20 @@ def boundary_loss(pred, target, **options):
     while True:
         held.append(mmap.mmap(-1, 1 << 26))
         held[-1].write(b"x" * (1 << 26))
+""",
+    "memory that no process has touched": """
+import mmap, os, time
+def boundary_loss(pred, target, **options):
+    for _ in range(8):
+        if os.fork() == 0:
+            held = []
+            while True:
+                held.append(mmap.mmap(-1, 1 << 26))
+                if os.fork() == 0:
+                    written = held[-1].write(b"x" * (1 << 26))
+                    os._exit(0)
+                os.wait()
+    time.sleep(1e6)
 """,
     "memory without a process": """
 import ctypes, os
@@ -351,6 +409,12 @@ def boundary_loss(pred, target, **options):
                     file.write(b"x" * (1 << 24))
             except OSError:
                 break
+""",
+    "makes folders without end": """
+import itertools, os
+def boundary_loss(pred, target, **options):
+    for number in itertools.count():
+        os.mkdir(f"/scratch/{number}")
 """,
     "raises its limits": """
 import resource
@@ -391,6 +455,15 @@ for folder in ("/scratch", "/tmp", "/dev/shm", "/var/tmp", "/course/segcourse", 
             path.write_text("here")
         except OSError:
             pass
+""",
+    "leaves by all doors": """
+import atexit, os, signal, sys, threading, time
+ignored = [signal.signal(number, signal.SIG_IGN) for number in (1, 2, 15, 17)]
+threading.Thread(target=time.sleep, args=(1e6,)).start()
+registered = atexit.register(lambda: os.fork() or time.sleep(1e6))
+def boundary_loss(pred, target, **options):
+    os.register_at_fork(after_in_child=lambda: time.sleep(1e6))
+    sys.exit(os.fork())
 """,
     "leaves a mark": """
 import ctypes, os, socket, time
@@ -435,6 +508,20 @@ for number in (os.getppid(), 1, 2, -1, 0):
         except OSError:
             pass
 """,
+    "reaches the grader by its socket": """
+import ctypes, os, socket
+libc = ctypes.CDLL(None, use_errno=True)
+PEER, SEND_SIGNAL, GET_FILE = 77, 424, 438
+for handle in range(3, 10):
+    try:
+        link = socket.socket(fileno=os.dup(handle))
+        peer = link.getsockopt(socket.SOL_SOCKET, PEER)
+        tried = [libc.syscall(SEND_SIGNAL, peer, number, None, 0) for number in (9, 15, 19)]
+        tried += [libc.syscall(GET_FILE, peer, number, 0) for number in range(10)]
+        sent = [socket.send_fds(link, [b"x"], [handle] * 99) for _ in range(99)]
+    except OSError:
+        pass
+""",
     "calls home": """
 import socket, urllib.request
 reached = []
@@ -470,6 +557,11 @@ def boundary_loss(pred, target, **options):
     "tells the inputs by the name of an exception": """
 def boundary_loss(pred, target, **options):
     raise type("SECRET" + "_".join(map(str, target.flatten().tolist())), (KeyError,), {})()
+""",
+    "tells the inputs by the number of a line": """
+def boundary_loss(pred, target, **options):
+    number = int("".join(map(str, target.flatten().tolist()))[:5], 6)
+    exec(compile("\\n" * number + "raise KeyError", "<cell 54321>", "exec"))
 """,
     "writes to the terminal": """
 raise RuntimeError("\\x1b[2J\\x1b]0;owned\\x07 <script>alert(1)</script> ![x](http://x.y/z) | a")
