@@ -37,9 +37,10 @@ table {{ border-collapse: collapse; width: 100%; }}
 td, th {{ text-align: left; vertical-align: top; padding: .35rem .6rem .35rem 0;
   border-bottom: 1px solid var(--line); }}
 th {{ color: var(--soft); font-weight: 600; font-size: .9rem; }}
-td.points, th.points {{ text-align: right; white-space: nowrap; padding-right: 0; }}
+td.number, th.number {{ text-align: right; padding-left: .6rem; }} td.number {{ white-space: nowrap; }}
+td:last-child, th:last-child {{ padding-right: 0; }}
 .good {{ color: var(--good); font-weight: 700; }} .bad {{ color: var(--bad); font-weight: 700; }}
-.hint {{ display: block; color: var(--soft); font-size: .92rem; }}
+.hint {{ display: block; color: var(--soft); font-size: .92rem; overflow-wrap: anywhere; }}
 </style>
 """
 
@@ -116,14 +117,14 @@ def feedback(result: dict[str, Any]) -> tuple[str, str]:
     text = [f"# {_md(title)}", f"**{total}**", *map(_md, notes), ABOUT]
     text += [part for part, _ in parts]
     page = [
-        HEAD.format(title=html.escape(title)),
+        HEAD.format(title=html.escape(title)) + "<main>",
         f"<h1>{html.escape(title)}</h1>",
         f'<p class="total">{total}</p>',
         *(f"<p>{html.escape(note)}</p>" for note in notes),
         f'<p class="soft">{ABOUT}</p>',
         *(part for _, part in parts),
     ]
-    return "\n\n".join(text) + "\n", "\n".join(page) + "\n</html>\n"
+    return "\n\n".join(text) + "\n", "\n".join(page) + "\n</main>\n</html>\n"
 
 
 def _exercise(name: str, exercise: dict[str, Any]) -> tuple[str, str]:
@@ -141,9 +142,8 @@ def _exercise(name: str, exercise: dict[str, Any]) -> tuple[str, str]:
     if exercise["status"] == "graded":
         failed = [item for item in exercise["properties"] if not item["held"]]
         text += [_table(exercise["properties"])]
-        text += ["\n".join(f"- **{item['name']}**: {item['hint']}" for item in failed)] * bool(
-            failed
-        )
+        if failed:
+            text += ["\n".join(f"- **{item['name']}**: {item['hint']}" for item in failed)]
         page += [_html_table(exercise["properties"])]
     return "\n\n".join(text), "\n".join(page)
 
@@ -181,18 +181,19 @@ def _table(properties: list[dict[str, Any]]) -> str:
 
 def _html_table(properties: list[dict[str, Any]]) -> str:
     rows = [
-        "<table><thead><tr><th></th><th>property</th><th>tests passed</th>"
-        '<th class="points">points</th></tr></thead><tbody>'
+        '<table><thead><tr><td></td><th scope="col">property</th>'
+        '<th scope="col" class="number">tests passed</th>'
+        '<th scope="col" class="number">points</th></tr></thead><tbody>'
     ]
     for item in properties:
         tests, points = _columns(item)
         kind, mark, said = ("good", "✓", "held") if item["held"] else ("bad", "✗", "did not hold")
-        hint = "" if item["held"] else f'<span class="hint">{html.escape(item["hint"])}</span>'
-        reason = f'<span class="hint">{html.escape(item["reason"])}</span>' * bool(item["reason"])
+        notes = [] if item["held"] else [item["reason"], f"Hint: {item['hint']}"]
+        below = "".join(f'<span class="hint">{html.escape(note)}</span>' for note in notes if note)
         rows.append(
             f'<tr><td class="{kind}"><span role="img" aria-label="{said}">{mark}</span></td>'
-            f"<td>{html.escape(item['name'])}{hint}</td><td>{tests}{reason}</td>"
-            f'<td class="points">{points}</td></tr>'
+            f"<td>{html.escape(item['name'])}{below}</td>"
+            f'<td class="number">{tests}</td><td class="number">{points}</td></tr>'
         )
     return "\n".join([*rows, "</tbody></table>"])
 

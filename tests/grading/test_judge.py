@@ -169,15 +169,16 @@ def boundary_loss(pred, target, **options):
         ("{}['x']", "raised KeyError (cell 1, line"),
         ("raise type('Mine', (IndexError,), {})('x')", "raised IndexError (cell 1, line"),
         ("import sys; sys.exit()", "raised SystemExit (cell 1, line"),
-        ("return None", "does not hold"),
-        ("return pred", "does not hold"),
+        ("return None", ""),
+        ("return pred", ""),
     ],
 )
 def test_a_fault_in_some_calls_costs_some_points_and_has_a_reason(judge, what, reason):
     found = grade(judge, source("boundary_loss") + PART.format(what), timeout=6)
     failed = [p for p in found["properties"] if not p["held"]]
     assert {p["name"] for p in failed} <= {"thin images", "all void"}
-    assert reason in {p["name"]: p["reason"] for p in failed}["thin images"]
+    told = {p["name"]: p["reason"] for p in failed}["thin images"]
+    assert reason in told if reason else told == ""
     assert found["points"] >= 18
 
 
