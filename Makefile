@@ -13,7 +13,9 @@ SOURCE    := _build/source
 INDEX     := _build/html/index.html
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 EXECUTED  := $(NOTEBOOKS:notebooks/%=$(SOURCE)/notebooks/%)
-PACKAGE   := $(shell find segcourse -name '*.py' -o -name '*.json' -o -name '*.pt' -o -name '*.npz')
+# No notebook uses the grader.
+PACKAGE   := $(shell find segcourse -path segcourse/grading -prune -o \( -name '*.py' -o -name '*.json' \
+                 -o -name '*.pt' -o -name '*.npz' \) -print)
 PAGES     := _config.yml _toc.yml $(shell find book -type f -not -path '*/__pycache__/*')
 
 # Ids stay, or they would no longer be unique across the book.
