@@ -37,7 +37,8 @@ table {{ border-collapse: collapse; width: 100%; }}
 td, th {{ text-align: left; vertical-align: top; padding: .35rem .6rem .35rem 0;
   border-bottom: 1px solid var(--line); }}
 th {{ color: var(--soft); font-weight: 600; font-size: .9rem; }}
-td.number, th.number {{ text-align: right; padding-left: .6rem; }} td.number {{ white-space: nowrap; }}
+td.number, th.number {{ text-align: right; padding-left: .6rem; }}
+td.number {{ white-space: nowrap; }}
 td:last-child, th:last-child {{ padding-right: 0; }}
 .good {{ color: var(--good); font-weight: 700; }} .bad {{ color: var(--bad); font-weight: 700; }}
 .hint {{ display: block; color: var(--soft); font-size: .92rem; overflow-wrap: anywhere; }}
