@@ -21,7 +21,7 @@ class Settings:
 
     hidden: Path  # the folder of the hidden tests
     secret: bytes  # what their inputs are drawn from
-    timeout: int  # seconds for an exercise
+    timeout: float  # seconds for an exercise
     limits: Limits
     isolation: str  # the name of a sandbox
     private: tuple[Path, ...]  # what the sandbox must not show
