@@ -80,7 +80,7 @@ def graded(tmp_path_factory):
     texts |= {name: cell(CELLS[name]) for name in CELLS if name.startswith(("tells ", "forges "))}
     place = tmp_path_factory.mktemp("cheats")
     folder, out = hand_in(place / "in", **texts), place / "out"
-    return texts, out, grade(folder, out, "--timeout", 6)
+    return texts, out, grade(folder, out, "--timeout", 4)
 
 
 def test_cheats_do_not_change_what_others_get(graded):
