@@ -13,7 +13,9 @@ SOURCE    := _build/source
 INDEX     := _build/html/index.html
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 EXECUTED  := $(NOTEBOOKS:notebooks/%=$(SOURCE)/notebooks/%)
-PACKAGE   := $(shell find segcourse -name '*.py' -o -name '*.json' -o -name '*.pt' -o -name '*.npz')
+# No notebook uses the grader.
+PACKAGE   := $(shell find segcourse -path segcourse/grading -prune -o \( -name '*.py' -o -name '*.json' \
+                 -o -name '*.pt' -o -name '*.npz' \) -print)
 PAGES     := _config.yml _toc.yml $(shell find book -type f -not -path '*/__pycache__/*')
 
 # Ids stay, or they would no longer be unique across the book.
@@ -44,8 +46,8 @@ results: $(READY) ## run the experiments behind the recorded results (an hour or
 	@PYTHONPATH=tests $(BIN)/python -m hidden.effects
 	@$(BIN)/python -m segcourse.results README.md book/*.md
 
-bench: $(READY) ## time scenes, models, losses and filters, record the ratios
-	@for part in rendering models losses filters; do \
+bench: $(READY) ## time scenes, models, losses, filters and the grader, record the ratios
+	@for part in rendering models losses filters grading; do \
 	    PYTHONPATH=tests $(BIN)/python -m bench.$$part || exit 1; done
 
 lint: $(READY) ## check code and notebooks, change nothing

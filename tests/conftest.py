@@ -11,6 +11,7 @@ import torchvision_shim  # noqa: F401  before any library that imports torchvisi
 from nbclient import NotebookClient
 
 from segcourse.exercises.contract import AnswerError, LocalCall
+from segcourse.grading import sandbox
 
 # No time limit for an example: machines that share their cores would fail at random.
 hypothesis.settings.register_profile("course", deadline=None)
@@ -52,6 +53,19 @@ def fails(function, tests):
         except (AssertionError, AnswerError):
             return True
     return False
+
+
+@pytest.fixture(scope="session")
+def bubblewrap():
+    """Fails, with the reason, each test of the grader where its sandbox does not run."""
+    try:
+        name = sandbox.find()
+    except sandbox.SandboxError as error:
+        name = f"no sandbox: {' '.join(str(error).split())}"
+    if name != "bubblewrap":
+        pytest.fail(
+            f"the tests of the grader need bubblewrap (.ci/run installs it); {name}", False
+        )
 
 
 @pytest.fixture(params=NOTEBOOKS)

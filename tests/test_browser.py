@@ -14,7 +14,7 @@ QUIET = (
 PAGES = ["book/intro", "book/notation", "notebooks/00_pixels_and_metrics", "notebooks/01_fcn"]
 PAGES += ["notebooks/02_unet", "notebooks/03_deeplab", "notebooks/04_transformers"]
 PAGES += ["notebooks/05_instance_panoptic", "notebooks/06_losses", "notebooks/07_boundary_loss"]
-PAGES += ["notebooks/08_multi_scale_tta", "notebooks/09_crf"]
+PAGES += ["notebooks/08_multi_scale_tta", "notebooks/09_crf", "book/instructors"]
 
 
 @pytest.fixture(scope="module")

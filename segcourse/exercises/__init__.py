@@ -61,6 +61,11 @@ def check(name: str, function: Callable) -> None:
     A property that does not hold comes with a hint, an exception with the lines of the student's
     code that it went through. The grader tests the same properties on other inputs.
     """
+    public_checks(name, function)
+
+
+def public_checks(name: str, function: Callable) -> bool:
+    """As `check`, and whether all public tests passed."""
     exercise = _exercise(name)
     if not callable(function):
         raise TypeError(f"function: expected a function; got {type(function).__name__}")
@@ -69,9 +74,9 @@ def check(name: str, function: Callable) -> None:
         try:
             test(LocalCall(function))
         except Exception as error:
-            if not results and _is_stub(function, error):
+            if not results and is_stub(function, error):
                 print(f"{name}: not attempted yet")
-                return
+                return False
             fault = _fault(function, error)
             print(f"[ ] {item}: {fault if fault not in seen else 'the same error as above'}")
             print(f"      hint: {exercise.CONTRACT[item].hint}")
@@ -85,6 +90,7 @@ def check(name: str, function: Callable) -> None:
         print(f"{name}: public checks passed")
     else:
         print(f"{name}: {sum(results)} of {len(results)} passed")
+    return all(results)
 
 
 class Page(str):
@@ -121,7 +127,7 @@ def answers(name: str, run: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor
     try:
         return run()
     except NotImplementedError as error:
-        if not _is_stub(run, error):
+        if not is_stub(run, error):
             raise
         print(f"{name}: not attempted yet. What follows was recorded with a right answer.")
         return recorded(name)
@@ -151,7 +157,7 @@ def _fault(function: Callable, error: Exception) -> str:
     return f"{type(error).__name__}: {error}{''.join(lines)}"
 
 
-def _is_stub(function: Callable, error: Exception) -> bool:
+def is_stub(function: Callable, error: Exception) -> bool:
     """Whether the student's code says that it is not written yet.
 
     torch, too, raises NotImplementedError, for numbers of a type that it cannot compute with.
