@@ -237,12 +237,13 @@ def show_segments(images: Tensor, segments: Mapping[str, tuple[Tensor, Tensor]])
     Args:
         images: float [N, 3, H, W] in 0..1.
         segments: for each title the classes and the ids of the segments, int64 [N, H, W] both.
-            Where the class is void, nothing is laid over the image.
+            Where the class is void, the image stays as it is, and the legend leaves it out.
     """
     columns = {"image": [_picture("images", image) for image in images]}
     for title, (classes, _) in segments.items():
         columns[title] = [overlay(*pair) for pair in zip(images, classes, strict=True)]
-    figure = _grid(columns, [np.unique(_array(classes)) for classes, _ in segments.values()])
+    seen = [np.unique(_array(classes)) for classes, _ in segments.values()]
+    figure = _grid(columns, [labels[labels != VOID] for labels in seen])
     outlined = np.array(figure.axes).reshape(len(images), -1)[:, 1:]
     for column, (_, ids) in zip(outlined.T, segments.values(), strict=True):
         for ax, segment in zip(column, ids, strict=True):

@@ -193,7 +193,7 @@ def test_segments_are_laid_over_the_image_and_outlined():
     void[1] = 255
     figure = plots.show_segments(image, {"truth": (truth, ids), "found": (void, 0 * ids)})
     assert titles(figure)[:3] == ["image", "truth", "found"]
-    assert legend(figure) == {"sky", "grass", "void"}
+    assert legend(figure) == {"sky", "grass"}
     outlined = [ax.collections for ax in figure.axes]
     assert [len(c) for c in outlined] == [0, 1, 1, 0, 1, 1]
     assert len(outlined[1][0].get_segments()) == 48 and not outlined[2][0].get_segments()
