@@ -37,7 +37,7 @@ from segcourse.instance_metrics import (
 )
 from segcourse.models import segformer, setr
 from segcourse.models.backbones import toy_resnet
-from segcourse.models.boxes import roi_align, roi_pool
+from segcourse.models.boxes import image_of, roi_align, roi_pool
 from segcourse.models.deeplab import DeepLabV3Plus
 from segcourse.models.fcn import FCN8s, FCN16s, FCN32s
 from segcourse.models.layers import Attention
@@ -405,9 +405,8 @@ def pool_from(level: int, operator: Callable[..., torch.Tensor]) -> Callable[[Ma
         scale = 1 / model.backbone.strides[level]
 
         def pool(pyramid: Any, boxes: Any, bins: int) -> torch.Tensor:
-            image = [torch.full((len(b),), i, device=b.device) for i, b in enumerate(boxes)]
-            boxes, image, size = torch.cat(list(boxes)), torch.cat(image), (bins, bins)
-            return operator(pyramid[level], boxes, image, size, spatial_scale=scale)
+            rois, image, size = torch.cat(list(boxes)), image_of(boxes), (bins, bins)
+            return operator(pyramid[level], rois, image, size, spatial_scale=scale)
 
         model.pool = pool
 
@@ -470,11 +469,10 @@ def _objects(
 
 def _unet_and_components(seed: int) -> Run:
     """The U-Net of chapter 02; what touches in its masks is one object."""
-    train, _, weights = data()
+    train, val, weights = data()
     torch.manual_seed(seed)
-    model, steps = _unet_of_chapter_02(), preset().steps(500)
-    loss = pixel_loss(F.cross_entropy, weight=weights, ignore_index=VOID)
-    fit(model, train, loss, steps, batch_size=preset().batch_size, seed=seed)
+    model = _unet_of_chapter_02()
+    steps = _trained(model, train, val, weights, 500, seed).steps
     return Run(steps, _pq_of_components(predict(model, scenes()["image"])))
 
 
@@ -485,13 +483,20 @@ def _pq_of_components(mask: torch.Tensor) -> dict[str, float]:
     return _pq(every, "_components") | _pq(large, "_large_components")
 
 
-def _pq(segments: list[Segments], kind: str = "") -> dict[str, float]:
-    """PQ on the validation scenes, and that of the things where two of a class touch."""
+@lru_cache
+def _true_segments() -> tuple[list[Segments], list[bool]]:
+    """The segments of the validation scenes, and whether two objects of a class touch in each."""
     truth = scenes()
     mask, instances = truth["mask"], truth["instances"]
     targets = [panoptic_segments(*image) for image in zip(mask, instances, strict=True)]
+    return targets, touching(mask, instances).tolist()
+
+
+def _pq(segments: list[Segments], kind: str = "") -> dict[str, float]:
+    """PQ on the validation scenes, and that of the things where two of a class touch."""
+    targets, touch = _true_segments()
     pairs = list(zip(segments, targets, strict=True))
-    near = [pair for pair, t in zip(pairs, touching(mask, instances), strict=True) if t]
+    near = [pair for pair, t in zip(pairs, touch, strict=True) if t]
     every = panoptic_quality(*zip(*pairs, strict=True), NUM_CLASSES, THING_CLASSES)
     near = panoptic_quality(*zip(*near, strict=True), NUM_CLASSES, THING_CLASSES)
     return {

@@ -127,17 +127,11 @@ class Toyscape(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         item = {k: v[0] for k, v in self.batch(torch.tensor([operator.index(index)])).items()}
-        numbers = torch.arange(1, int(item["instances"].max()) + 1)
-        masks = item["instances"] == numbers[:, None, None]
-        boxes = []
-        for mask in masks:
-            y, x = mask.nonzero(as_tuple=True)
-            boxes.append([x.min(), y.min(), x.max() + 1, y.max() + 1])
-        labels = [item["mask"][mask][0] for mask in masks]
+        (objects,) = detection_targets(item["mask"][None], item["instances"][None])
         return item | {
-            "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-            "labels": torch.tensor(labels, dtype=torch.int64),
-            "masks": masks,
+            "boxes": objects["boxes"],
+            "labels": objects["labels"] + len(STUFF) - 1,
+            "masks": objects["masks"],
         }
 
     def prerender(self, device: torch.device | str = "cpu") -> "Prerendered":

@@ -262,6 +262,12 @@ def roi_pool(
     return pooled.view(len(boxes), *output_size, channels).movedim(-1, 1)
 
 
+def image_of(boxes: Sequence[Tensor]) -> Tensor:
+    """The image of each box, int64 [K], of boxes [N, 4] for image 0, 1, ... ."""
+    numbers = torch.arange(len(boxes), device=boxes[0].device)
+    return numbers.repeat_interleave(torch.tensor([len(b) for b in boxes], device=numbers.device))
+
+
 def pyramid_levels(
     boxes: Tensor, lowest: int, highest: int, *, canonical_size: float = 224
 ) -> Tensor:

@@ -48,6 +48,7 @@ from segcourse.models.boxes import (
     decode_boxes,
     encode_boxes,
     grid_anchors,
+    image_of,
     match_boxes,
     nms_per_class,
     paste_masks,
@@ -409,9 +410,9 @@ class MaskRCNN(nn.Module):
         batch, sizes = self.prepare(images)
         if self.training:
             targets = self.prepare_targets(images, targets, sizes)
-            pyramid = self.fpn(self.backbone(batch))
-            return self.losses(batch, pyramid, sizes, targets)
         pyramid = self.fpn(self.backbone(batch))
+        if self.training:
+            return self.losses(batch, pyramid, sizes, targets)
         return self.detect(batch, pyramid, sizes, [image.shape[1:] for image in images])
 
     def losses(
@@ -514,12 +515,11 @@ class MaskRCNN(nn.Module):
         `boxes` are [N, 4] for each image. Each is pooled from the level that fits its size, never
         from the last one.
         """
-        image = [torch.full((len(b),), i, device=b.device) for i, b in enumerate(boxes)]
         return pyramid_roi_align(
             pyramid[:-1],
             self.backbone.strides,
             torch.cat(list(boxes)),
-            torch.cat(image),
+            image_of(boxes),
             (bins, bins),
             aligned=self.aligned,
             canonical_size=self.canonical_size,
