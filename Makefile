@@ -16,7 +16,9 @@ EXECUTED  := $(NOTEBOOKS:notebooks/%=$(SOURCE)/notebooks/%)
 # No notebook uses the grader.
 PACKAGE   := $(shell find segcourse -path segcourse/grading -prune -o \( -name '*.py' -o -name '*.json' \
                  -o -name '*.pt' -o -name '*.npz' \) -print)
-PAGES     := _config.yml _toc.yml $(shell find book -type f -not -path '*/__pycache__/*')
+# The reference shows its docstrings, though.
+PAGES     := _config.yml _toc.yml CONTRIBUTING.md CHANGELOG.md $(wildcard segcourse/grading/*.py) \
+                 $(shell find book -type f -not -path '*/__pycache__/*')
 
 # Ids stay, or they would no longer be unique across the book.
 STRIP := $(BIN)/nbstripout --keep-id --extra-keys 'metadata.language_info cell.metadata.execution'
@@ -97,7 +99,7 @@ $(INDEX): $(EXECUTED) $(PAGES) $(READY)
 	@echo "Building the book"
 	@rm -rf _build/html $(SOURCE)/book
 	@mkdir -p $(SOURCE)
-	@cp -R book _toc.yml $(SOURCE)
+	@cp -R book _toc.yml CONTRIBUTING.md CHANGELOG.md $(SOURCE)
 	@sed 's/execute_notebooks: .*/execute_notebooks: "off"/' _config.yml > $(SOURCE)/_config.yml
 	@$(BIN)/jupyter-book build $(SOURCE) --path-output . -W -n --all --keep-going --quiet \
 	    > _build/book.log 2>&1 || { cat _build/book.log; rm -rf _build/html; exit 1; }
