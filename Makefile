@@ -29,11 +29,11 @@ export TQDM_DISABLE     := 1
 export SEGCOURSE_PRESET := cpu
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help book test results bench lint format address clean executed
+.PHONY: help book test results results-check bench lint format address clean executed
 .DELETE_ON_ERROR:
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 book: $(READY) ## execute the notebooks that changed, build the book
 	@$(MAKE) -s --no-print-directory -j$(JOBS) executed
@@ -47,6 +47,9 @@ results: $(READY) ## run the experiments behind the recorded results (an hour or
 	@$(BIN)/python -m segcourse.experiments
 	@PYTHONPATH=tests $(BIN)/python -m hidden.effects
 	@$(BIN)/python -m segcourse.results README.md book/*.md
+
+results-check: $(READY) ## run some of them again, fail beyond the recorded spread (some minutes)
+	@$(BIN)/python -m segcourse.experiments check $(ONLY)
 
 bench: $(READY) ## time scenes, models, losses, filters and the grader, record the ratios
 	@for part in rendering models losses filters grading; do \
