@@ -79,6 +79,7 @@ class Visit:
         # The small pages below have no theme.
         self.page.wait_for_function(
             f"['{scheme}', undefined].includes(document.documentElement.dataset.theme)",
+            polling=50,  # ms; a busy machine draws no frames, which would be the default
         )
 
 
