@@ -22,7 +22,7 @@ NOT_PROSE = [
     (r"\]\((https?://)[^)]*\)", r"] \1cited "),
     (r"\]\([^)]*\)", "]"),
     (r"<[a-zA-Z/][^>]*>", " "),
-    (r"\b(Python|PyTorch|CUDA|make|version|CC BY) [\d.]+( to [\d.]+)?", ""),
+    (r"\b(Python|PyTorch|CUDA|make|version|CC BY|WCAG) [\d.]+( to [\d.]+)?", ""),
 ]
 UNITS = (
     r"(s|ms|µs|seconds?|minutes?|min|hours?|GiB|MiB|KiB|GB|MB|kB|TB|points?|percentage points?|"
