@@ -164,6 +164,15 @@ def undescribed_figures(visit):
     )
 
 
+def unset_formulas(visit):
+    """Formulas that still stand there as TeX, or in which MathJax found an error."""
+    return visit.page.evaluate(
+        """() => [...document.querySelectorAll(".math")]
+            .filter(e => !e.querySelector("mjx-container") || e.querySelector("mjx-merror"))
+            .map(e => e.textContent)"""
+    )
+
+
 # In code, thousands of words have few colours: one word of each colour stands for all.
 AXE_RUN = """async (wcag) => {
     const seen = new Set();
@@ -314,6 +323,7 @@ FROM_A_SERVER = [
     over_three_megabytes,
     too_wide,
     undescribed_figures,
+    unset_formulas,
     lost_to_the_keyboard,
     partial(lost_to_the_keyboard, width=PHONE),
     deaf_disclosures,
@@ -323,7 +333,14 @@ FROM_A_SERVER = [
     asked_elsewhere,
     console_errors,
 ]
-FROM_DISK = [too_wide, deaf_disclosures, deaf_sliders, asked_elsewhere, console_errors]
+FROM_DISK = [
+    too_wide,
+    unset_formulas,
+    deaf_disclosures,
+    deaf_sliders,
+    asked_elsewhere,
+    console_errors,
+]
 
 
 def faults(visit, checks):
@@ -461,6 +478,7 @@ def test_a_good_page_has_no_fault(browser, tmp_path):
         (undescribed_figures, ALT, "a_long_name_of_a_file_without_any_words.png"),
         (undescribed_figures, "<h1>", "<canvas></canvas><h1>"),
         (undescribed_figures, "<h1>", "<svg role='img'><path d='M0 0h9v9z'/></svg><h1>"),
+        (unset_formulas, "<h1>", r"<span class='math'>\(x^2\)</span><h1>"),
         (lost_to_the_keyboard, "<h1>", "<style>a { outline: none }</style><h1>"),
         (lost_to_the_keyboard, "<h1>", "<style>.copybtn { opacity: 0 }</style><h1>"),
         (
