@@ -341,13 +341,6 @@ FROM_DISK = [
     asked_elsewhere,
     console_errors,
 ]
-    too_wide,
-    unset_formulas,
-    deaf_disclosures,
-    deaf_sliders,
-    asked_elsewhere,
-    console_errors,
-]
 
 
 def faults(visit, checks):
