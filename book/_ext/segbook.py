@@ -40,6 +40,10 @@ def keep_scripts_local(app, pagename, templatename, context, doctree):
         seen.add(key)
     context["script_files"] = local
     if "body" in context:
+        # A role that ARIA has given up, and a list that would then hold no items.
+        context["body"] = re.sub(
+            r' role="(doc-biblioentry"|list"(?= class="citation-list"))', "", context["body"]
+        )
         # matplotlib's to_jshtml asks another host for icons that the theme already has.
         context["body"] = re.sub(
             r'<link rel="stylesheet"\s+href="https?://[^"]*font-awesome[^>]*>', "", context["body"]
