@@ -32,10 +32,12 @@ def keep_scripts_local(app, pagename, templatename, context, doctree):
     """One copy of each script and none from another host, which would see who reads the book."""
     seen = set()
     local = []
+    formulas = 'class="math' in context.get("body", "")
     for script in context.get("script_files", []):
         key = str(script.filename or script.attributes.get("body"))
         # Thebe, which the book does not use, would load itself from elsewhere.
-        if key not in seen and not re.match(r"(https?:)?//|.*thebe", key, re.I):
+        elsewhere = re.match(r"(https?:)?//|.*thebe", key, re.I)
+        if key not in seen and not elsewhere and (formulas or "mathjax" not in key.lower()):
             local.append(script)
         seen.add(key)
     context["script_files"] = local
@@ -60,7 +62,7 @@ def lighten(app, error):
         return
     site = Path(app.outdir)
     for picture in site.glob("_images/*.png"):
-        Image.open(picture).save(picture.with_suffix(".webp"), lossless=True, method=1)
+        Image.open(picture).save(picture.with_suffix(".webp"), lossless=True, method=4)
         picture.unlink()
     for page in site.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
