@@ -16,7 +16,9 @@ EXECUTED  := $(NOTEBOOKS:notebooks/%=$(SOURCE)/notebooks/%)
 # No notebook uses the grader.
 PACKAGE   := $(shell find segcourse -path segcourse/grading -prune -o \( -name '*.py' -o -name '*.json' \
                  -o -name '*.pt' -o -name '*.npz' \) -print)
-PAGES     := _config.yml _toc.yml $(shell find book -type f -not -path '*/__pycache__/*')
+# The reference shows its docstrings, though.
+PAGES     := _config.yml _toc.yml CONTRIBUTING.md CHANGELOG.md $(wildcard segcourse/grading/*.py) \
+                 $(shell find book -type f -not -path '*/__pycache__/*')
 
 # Ids stay, or they would no longer be unique across the book.
 STRIP := $(BIN)/nbstripout --keep-id --extra-keys 'metadata.language_info cell.metadata.execution'
@@ -27,11 +29,11 @@ export TQDM_DISABLE     := 1
 export SEGCOURSE_PRESET := cpu
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help book test results bench lint format address clean executed
+.PHONY: help book test results results-check bench lint format address clean executed
 .DELETE_ON_ERROR:
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 book: $(READY) ## execute the notebooks that changed, build the book
 	@$(MAKE) -s --no-print-directory -j$(JOBS) executed
@@ -45,6 +47,9 @@ results: $(READY) ## run the experiments behind the recorded results (an hour or
 	@$(BIN)/python -m segcourse.experiments
 	@PYTHONPATH=tests $(BIN)/python -m hidden.effects
 	@$(BIN)/python -m segcourse.results README.md book/*.md
+
+results-check: $(READY) ## run some of them again, fail beyond the recorded spread (some minutes)
+	@$(BIN)/python -m segcourse.experiments check $(ONLY)
 
 bench: $(READY) ## time scenes, models, losses, filters and the grader, record the ratios
 	@for part in rendering models losses filters grading; do \
@@ -97,7 +102,7 @@ $(INDEX): $(EXECUTED) $(PAGES) $(READY)
 	@echo "Building the book"
 	@rm -rf _build/html $(SOURCE)/book
 	@mkdir -p $(SOURCE)
-	@cp -R book _toc.yml $(SOURCE)
+	@cp -R book _toc.yml CONTRIBUTING.md CHANGELOG.md $(SOURCE)
 	@sed 's/execute_notebooks: .*/execute_notebooks: "off"/' _config.yml > $(SOURCE)/_config.yml
 	@$(BIN)/jupyter-book build $(SOURCE) --path-output . -W -n --all --keep-going --quiet \
 	    > _build/book.log 2>&1 || { cat _build/book.log; rm -rf _build/html; exit 1; }

@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -46,6 +46,7 @@ from segcourse.models.panoptic_fpn import PanopticFPN, toy_panoptic_fpn
 from segcourse.models.segformer import SegFormer
 from segcourse.models.setr import SETR
 from segcourse.models.unet import AttentionUNet, UNet
+from segcourse.profiling import multiply_adds, parameters, training_memory
 from segcourse.toyscape import (
     CLASSES,
     NUM_CLASSES,
@@ -98,11 +99,15 @@ class Run:
 METRICS = ("miou", "boundary_iou", "pixel_accuracy")
 
 
+def _fcn_of_chapter_01(kind: type[nn.Module]) -> nn.Module:
+    return kind(NUM_CLASSES, width=preset().width(8), pad_image=False, batch_norm=True)
+
+
 def _fcn(kind: type[nn.Module], seed: int, *, steps: int = 1000, only_pool3: bool = False) -> Run:
     """An FCN as in chapter 01."""
     train, val, weights = data()
     torch.manual_seed(seed)
-    model = kind(NUM_CLASSES, width=preset().width(8), pad_image=False, batch_norm=True)
+    model = _fcn_of_chapter_01(kind)
     if only_pool3:  # frozen at their zero start, these scores never take part
         model.score_fr.requires_grad_(False)
         model.score_pool4.requires_grad_(False)
@@ -657,7 +662,26 @@ EXPERIMENTS: dict[str, Callable[[int], Run]] = {
         f"loss_weighted_{name}": partial(_fine_tuned, *TERMS[name], weighted=True)
         for name in WEIGHTED
     },
+    # Leaderboard: as many steps for each model as most chapters take
+    "fcn32s_500": partial(_fcn, FCN32s, steps=500),
+    "fcn16s_500": partial(_fcn, FCN16s, steps=500),
+    "segformer_500": partial(_segformer, steps=500),
 }
+
+# The models of the leaderboard, by the experiment that trains each for 500 steps.
+LEADERBOARD: dict[str, Callable[[], nn.Module]] = {
+    "fcn32s_500": partial(_fcn_of_chapter_01, FCN32s),
+    "fcn16s_500": partial(_fcn_of_chapter_01, FCN16s),
+    "fcn8s_500": partial(_fcn_of_chapter_01, FCN8s),
+    "unet": _unet_of_chapter_02,
+    "attention_unet": partial(_unet_of_chapter_02, AttentionUNet),
+    "deeplab": _deeplab_of_chapter_03,
+    "setr": _setr_of_chapter_04,
+    "segformer_500": _segformer_of_chapter_04,
+}
+
+# One quick experiment of each chapter, which `make results-check` runs again.
+SAMPLE = ("fcn8s_500", "unet", "deeplab", "setr", "mask_rcnn", "loss_dice")
 
 
 def exercise_model(seed: int) -> UNet:
@@ -709,6 +733,54 @@ def record(name: str) -> None:
         print(f"{name} {metric}: {found.text()}")
 
 
+def record_costs() -> None:
+    """Write what each model of the leaderboard costs."""
+    for name in LEADERBOARD:
+        found = costs(name)
+        results.write([make_record(name, cost, [n], 0, [0.0]) for cost, n in found.items()])
+        print(f"{name}: {', '.join(f'{n} {cost}' for cost, n in found.items())}")
+
+
+def costs(name: str) -> dict[str, int]:
+    """What a model of the leaderboard costs, counted without training it.
+
+    "parameters"; "multiply_adds" for one image of the preset's size; "memory", the bytes that
+    training with Adam keeps for a batch of the preset's.
+    """
+    budget = preset()
+    image = torch.zeros(1, 3, budget.size, budget.size)
+    model = LEADERBOARD[name]()
+    return {
+        "parameters": parameters(model),
+        "multiply_adds": multiply_adds(model, image),
+        "memory": training_memory(model, image.expand(budget.batch_size, -1, -1, -1)).total,
+    }
+
+
+def check(names: Sequence[str]) -> None:
+    """Run experiments again with one seed; SystemExit if a score is beyond its recorded band.
+
+    The band is `Record.band`. Costs of the leaderboard must be the recorded ones exactly.
+    """
+    faults = []
+
+    def hold(name: str, metric: str, value: float, low: float, high: float) -> None:
+        inside = low <= value <= high
+        line = f"{name} {metric}: {value:.4g}, recorded {low:.4g} .. {high:.4g}"
+        print(f"{line}{'' if inside else ', BEYOND'}", flush=True)
+        faults.extend([] if inside else [line])
+
+    for name in LEADERBOARD:
+        for cost, value in costs(name).items():
+            recorded = results.find(name, cost, preset().name).value
+            hold(name, cost, value, recorded, recorded)
+    for name in names:
+        for metric, value in EXPERIMENTS[name](seed=SEEDS[0]).scores.items():
+            hold(name, metric, value, *results.find(name, metric, preset().name).band())
+    if faults:
+        raise SystemExit("beyond what is recorded:\n" + "\n".join(faults))
+
+
 def make_record(
     experiment: str, metric: str, values: list[float], steps: int, seconds: list[float]
 ) -> results.Record:
@@ -756,16 +828,23 @@ def _commit() -> str:
 
 
 def main(names: list[str]) -> None:
-    """Record the experiments and chapters with these names, all of them for an empty list."""
+    """Record what is named: experiments, chapters, "costs"; everything for an empty list.
+
+    After the word "check" the named experiments are run again and held against their records, a
+    sample of all for an empty list.
+    """
+    if names[:1] == ["check"]:
+        return check(names[1:] or SAMPLE)
     chapters = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
-    if unknown := set(names) - set(EXPERIMENTS) - {"exercise_model"} - set(chapters):
-        known = ", ".join([*EXPERIMENTS, "exercise_model", *chapters])
-        raise SystemExit(f"unknown: {', '.join(sorted(unknown))}; there are {known}")
-    for name in names or [*EXPERIMENTS, "exercise_model", *chapters]:
+    others = {"exercise_model": save_exercise_model, "costs": record_costs}
+    known = [*EXPERIMENTS, *others, *chapters]
+    if unknown := set(names) - set(known):
+        raise SystemExit(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    for name in names or known:
         if name in EXPERIMENTS:
             record(name)
-        elif name == "exercise_model":
-            save_exercise_model()
+        elif name in others:
+            others[name]()
         else:
             record_chapter(name)
 

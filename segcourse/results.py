@@ -8,7 +8,8 @@ metric):
     seed        the seeds, one run each
     steps       training steps of one run (0 where nothing is trained)
     metric      for example "miou"; scores are fractions in 0..1, "seconds" are seconds, and
-                "time_ratio" is our time over that of another implementation (`make bench`)
+                "time_ratio" is our time over that of another implementation (`make bench`);
+                "parameters", "multiply_adds" and "memory" are counts, the last in bytes
     value       mean over the seeds
     spread      sample standard deviation over the seeds, null for one seed
     values      the value of each seed
@@ -191,8 +192,10 @@ def fill(page: str) -> str:
     """Fill the marked places of a Markdown page.
 
     KEY is "EXPERIMENT METRIC" for one number, or names a table: "model-table", "object-table",
-    "chapter-times".
+    "chapter-times"; or a part of the leaderboard: "leaderboard", "leaderboard-plot",
+    "leaderboard-advice".
     """
+    from segcourse import leaderboard  # which reads the records of this module
 
     def text(match: re.Match) -> str:
         key = match["key"]
@@ -200,6 +203,9 @@ def fill(page: str) -> str:
             "model-table": _model_table,
             "object-table": _object_table,
             "chapter-times": _chapter_times,
+            "leaderboard": leaderboard.table,
+            "leaderboard-plot": leaderboard.plot,
+            "leaderboard-advice": leaderboard.advice,
         }
         body = f"\n\n{tables[key]()}\n\n" if key in tables else _find_by_key(key).text()
         return match[1] + body + match[3]
@@ -228,7 +234,7 @@ _MODELS = {
 def _model_table() -> str:
     steps = [find(model, "miou").steps for model in _MODELS]
     rows = [[row[0], n, *row[1:]] for row, n in zip(scores(_MODELS), steps, strict=True)]
-    return _markdown(["model", "steps", *(_POINTS[metric] for metric in _USUAL)], rows)
+    return markdown_table(["model", "steps", *(_POINTS[metric] for metric in _USUAL)], rows)
 
 
 def _object_table() -> str:
@@ -239,16 +245,16 @@ def _object_table() -> str:
         [name, find(model, "mask_ap").steps, *(known.get((model, m), "–") for m in metrics)]
         for model, name in models.items()
     ]
-    return _markdown(["model", "steps", *(_POINTS[metric] for metric in metrics)], rows)
+    return markdown_table(["model", "steps", *(_POINTS[metric] for metric in metrics)], rows)
 
 
 def _chapter_times() -> str:
     times = [r for r in records() if r.experiment.startswith("chapter ") and r.preset == "cpu"]
     rows = [[r.experiment.removeprefix("chapter ")[:2], r.text()] for r in times]
-    return _markdown(["chapter", "seconds"], sorted(rows))
+    return markdown_table(["chapter", "seconds"], sorted(rows))
 
 
-def _markdown(head: list[str], rows: list[list]) -> str:
+def markdown_table(head: list[str], rows: list[list]) -> str:
     """A table in Markdown; all columns but the first are aligned to the right."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)

@@ -121,6 +121,32 @@ def test_each_chapter_opens_in_colab(html, name):
     assert colab == {f"https://colab.research.google.com/github/{blob}"}
 
 
+def wrong_colab_links(folder):
+    """Links into Colab, on whatever page, that do not open one of the course's notebooks."""
+    start = f"https://colab.research.google.com/github/{address()}/blob/main/notebooks/"
+    right = {f"{start}{name}.ipynb" for name in NOTEBOOKS}
+    links = [
+        link["href"]
+        for path in folder.rglob("*.html")
+        for link in soup(path).select("a[href*='colab.research.google.com']")
+    ]
+    return [link for link in links if link not in right]
+
+
+def test_every_link_into_colab_opens_a_notebook_of_the_course(html):
+    assert wrong_colab_links(html) == []
+
+
+def test_a_wrong_link_into_colab_is_found(tmp_path):
+    start = f"https://colab.research.google.com/github/{address()}/blob"
+    right = f'<a href="{start}/main/notebooks/01_fcn.ipynb">x</a>'
+    (tmp_path / "a.html").write_text(right)
+    assert wrong_colab_links(tmp_path) == []
+    wrong = [f"{start}/main/01_fcn.ipynb", f"{start}/master/notebooks/01_fcn.ipynb"]
+    (tmp_path / "b.html").write_text("".join(f'<a href="{link}">x</a>' for link in wrong))
+    assert wrong_colab_links(tmp_path) == wrong
+
+
 def test_the_sources_beside_the_book_are_its_pages_and_nothing_else(html):
     sources = html / "_sources"
     held = {p.relative_to(sources).with_suffix("").as_posix() for p in sources.rglob("*.*")}
@@ -131,5 +157,6 @@ def test_mathematics_needs_no_network(html):
     scripts = [
         tag.get("src", "") for tag in soup(html / "book" / "notation.html").select("script")
     ]
-    (mathjax,) = [src for src in scripts if "tex-svg" in src]
-    assert (html / "book" / mathjax.split("?")[0]).stat().st_size > 1_000_000
+    (mathjax,) = [src for src in scripts if "mathjax" in src]
+    folder = (html / "book" / mathjax.split("?")[0]).parent
+    assert (folder / "output" / "chtml.js").exists() and list(folder.rglob("*.woff"))

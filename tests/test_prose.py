@@ -4,10 +4,11 @@ import re
 
 import pytest
 from conftest import ROOT
+from nbformat.v4 import new_code_cell
 
 from segcourse.results import fill
 
-PAGES = [*sorted((ROOT / "book").glob("*.md")), ROOT / "README.md"]
+PAGES = [*sorted((ROOT / "book").rglob("*.md")), *sorted(ROOT.glob("*.md"))]
 
 # What is no prose. A citation survives as a word, since it allows the numbers beside it.
 NOT_PROSE = [
@@ -21,7 +22,7 @@ NOT_PROSE = [
     (r"\]\((https?://)[^)]*\)", r"] \1cited "),
     (r"\]\([^)]*\)", "]"),
     (r"<[a-zA-Z/][^>]*>", " "),
-    (r"\b(Python|PyTorch|CUDA|make|version|CC BY) [\d.]+( to [\d.]+)?", ""),
+    (r"\b(Python|PyTorch|CUDA|make|version|CC BY|WCAG) [\d.]+( to [\d.]+)?", ""),
 ]
 UNITS = (
     r"(s|ms|µs|seconds?|minutes?|min|hours?|GiB|MiB|KiB|GB|MB|kB|TB|points?|percentage points?|"
@@ -112,7 +113,43 @@ def test_no_result_is_typed_into_a_page(page):
     assert typed_results(page.read_text(encoding="utf-8")) == []
 
 
+# Beside a figure, settings such as a scale are numbers too: only what has a score's unit counts.
+SCORES = [
+    r"(?<![\w.-])\d[\d.,]*\s?(points?|m?IoU|s|seconds?|minutes?|[kKMG]i?B)\b",
+    r"IoU( of| is| was| near)? \d",
+]
+
+
+def typed_scores(cell):
+    """The results that stand in the alt text or the caption of a cell's figure."""
+    shown = cell.metadata.get("mystnb", {})
+    words = (
+        shown.get("image", {}).get("alt", "") + "\n" + shown.get("figure", {}).get("caption", "")
+    )
+    return [m[0] for pattern in SCORES for m in re.finditer(pattern, words)]
+
+
 def test_no_result_is_typed_into_a_notebook(notebook):
     cells = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
     faults = {cell.id: typed_results(cell.source) for cell in cells}
     assert {id: found for id, found in faults.items() if found} == {}
+
+
+def test_no_result_is_typed_beside_a_figure(notebook):
+    faults = {cell.id: typed_scores(cell) for cell in notebook.cells}
+    assert {id: found for id, found in faults.items() if found} == {}
+
+
+@pytest.mark.parametrize(
+    ("alt", "caption", "found"),
+    [
+        ("A curve that ends at 57 mIoU", "", 1),
+        ("A curve", "After 20 s it is flat.", 1),
+        ("A curve that ends at an IoU of 57", "It gains 3 points.", 2),
+        ("A curve over scales from 0.5 to 2, of 24 values", "Its peak is at 1.", 0),
+    ],
+)
+def test_a_result_typed_beside_a_figure_is_found(alt, caption, found):
+    figure = {"image": {"alt": alt}, "figure": {"caption": caption}}
+    cell = new_code_cell("plot()", metadata={"mystnb": figure})
+    assert len(typed_scores(cell)) == found

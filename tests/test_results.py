@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
 from segcourse import experiments, results
 from segcourse.results import Record
@@ -235,3 +236,49 @@ def test_an_experiment_of_each_kind_runs_also_with_a_batch_larger_than_its_set(m
 def test_an_unknown_experiment_is_named():
     with pytest.raises(SystemExit, match="fcn9s.*fcn32s"):
         experiments.main(["fcn9s"])
+
+
+@pytest.fixture
+def one_experiment(recorded, monkeypatch):
+    """An experiment "toy" that reaches what `reached` holds, recorded as 52 with 2 points."""
+    reached = {"miou": 0.52}
+    monkeypatch.setattr(
+        experiments, "EXPERIMENTS", {"toy": lambda seed: experiments.Run(10, dict(reached))}
+    )
+    monkeypatch.setattr(experiments, "LEADERBOARD", {"toy": lambda: torch.nn.Conv2d(3, 2, 1)})
+    experiments.record_costs()
+    recorded.write([record()])
+    return reached
+
+
+def test_an_experiment_within_its_band_passes_the_check(one_experiment, capsys):
+    one_experiment["miou"] = 0.579
+    experiments.main(["check", "toy"])
+    assert "toy miou: 0.579, recorded 0.46 .. 0.58" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("reached", [0.581, 0.45, float("nan")])
+def test_an_experiment_beyond_its_band_fails_the_check(one_experiment, reached):
+    one_experiment["miou"] = reached
+    with pytest.raises(SystemExit, match="toy miou"):
+        experiments.main(["check", "toy"])
+
+
+def test_a_model_whose_costs_changed_fails_the_check(one_experiment, monkeypatch):
+    assert experiments.costs("toy")["parameters"] == 3 * 2 + 2
+    assert experiments.costs("toy")["multiply_adds"] == 64 * 64 * 3 * 2
+    monkeypatch.setattr(experiments, "LEADERBOARD", {"toy": lambda: torch.nn.Conv2d(3, 3, 1)})
+    with pytest.raises(SystemExit, match="toy parameters"):
+        experiments.main(["check", "toy"])
+
+
+def test_the_sample_of_the_check_has_an_experiment_of_each_kind_of_chapter():
+    assert set(experiments.SAMPLE) <= set(experiments.EXPERIMENTS)
+    assert len(experiments.SAMPLE) >= 6
+
+
+def test_the_costs_of_the_leaderboard_are_recorded_and_still_right(monkeypatch):
+    monkeypatch.setenv("SEGCOURSE_PRESET", "cpu")
+    for name in experiments.LEADERBOARD:
+        for cost, value in experiments.costs(name).items():
+            assert results.find(name, cost).value == value
