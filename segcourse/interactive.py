@@ -136,7 +136,8 @@ def slider(
 
 
 def _draw(figure: Figure) -> np.ndarray:
-    """The figure as it would be saved, uint8 [H, W, 3]."""
+    """The figure as uint8 [H, W, 3], with a little room, or a frame at its edge would be cut."""
     file = io.BytesIO()
-    figure.savefig(file, format="png", facecolor="white")
+    room = figure.bbox_inches.padded(0.02)
+    figure.savefig(file, format="png", facecolor="white", bbox_inches=room)
     return np.asarray(Image.open(file).convert("RGB"))

@@ -43,9 +43,9 @@ def sprite(shown):
 
 def test_the_sprite_has_every_picture_in_order():
     pixels = sprite(slider(frames(), label="time", alt=ALT))
-    assert pixels.shape == (300, 200, 3)
-    for place, colour in zip(pixels.reshape(3, 100, 200, 3), COLOURS.values(), strict=True):
-        assert np.abs(place.astype(int) - colour).max() <= 2
+    assert pixels.shape == (3 * 104, 204, 3)  # a border of two pixels on each side
+    for place, colour in zip(pixels.reshape(3, 104, 204, 3), COLOURS.values(), strict=True):
+        assert np.abs(place[2:-2, 2:-2].astype(int) - colour).max() <= 2
 
 
 def test_names_label_and_alt_are_said():
@@ -68,8 +68,8 @@ def test_without_a_script_the_first_picture_stays_with_its_name_and_no_dead_slid
 
 def test_the_place_of_the_picture_is_known_before_it_loads():
     page = soup(slider(frames(), label="time", alt=ALT))
-    assert (page.img["width"], page.img["height"]) == ("200", "300")
-    assert "aspect-ratio: 200 / 100" in page.img.parent["style"]
+    assert (page.img["width"], page.img["height"]) == ("204", "312")
+    assert "aspect-ratio: 204 / 104" in page.img.parent["style"]
 
 
 def test_two_sliders_share_no_id_and_no_name():
@@ -84,9 +84,9 @@ def test_it_asks_nobody_for_anything():
 
 def test_smaller_figures_get_a_white_border():
     tall = {"a": plain((255, 0, 0)), "b": plain((0, 0, 255), (1.0, 2.0))}
-    first, second = sprite(slider(tall, label="x", alt=ALT)).reshape(2, 200, 200, 3)
-    assert (first[:100] == (255, 0, 0)).all() and (first[100:] == 255).all()
-    assert (second[:, :100] == (0, 0, 255)).all() and (second[:, 100:] == 255).all()
+    first, second = sprite(slider(tall, label="x", alt=ALT)).reshape(2, 204, 204, 3)
+    assert (first[2:102, 2:202] == (255, 0, 0)).all() and (first[104:] == 255).all()
+    assert (second[2:202, 2:102] == (0, 0, 255)).all() and (second[:, 104:] == 255).all()
 
 
 def test_many_pictures_stay_small_and_keep_the_palette():
