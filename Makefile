@@ -27,7 +27,7 @@ export TQDM_DISABLE     := 1
 export SEGCOURSE_PRESET := cpu
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help book test results bench lint format address clean executed
+.PHONY: help book test results bench pictures lint format address clean executed
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -49,6 +49,9 @@ results: $(READY) ## run the experiments behind the recorded results (an hour or
 bench: $(READY) ## time scenes, models, losses, filters and the grader, record the ratios
 	@for part in rendering models losses filters grading; do \
 	    PYTHONPATH=tests $(BIN)/python -m bench.$$part || exit 1; done
+
+pictures: $(READY) ## draw the cover and the logo anew
+	@$(BIN)/python book/_ext/pictures.py
 
 lint: $(READY) ## check code and notebooks, change nothing
 	@$(BIN)/ruff check .

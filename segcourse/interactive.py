@@ -79,20 +79,22 @@ class Slider:
 
     def _repr_html_(self) -> str:
         count, height, width = self.pictures.shape[:3]
-        name = html.escape(self.names[self.start])
+        name, room = html.escape(self.names[self.start]), max(map(len, self.names))
         source = base64.b64encode(self.sprite()).decode("ascii")
         return f"""\
-<div class="segcourse-slider" data-names="{html.escape(json.dumps(self.names))}">
+<div class="segcourse-slider" data-names="{html.escape(json.dumps(self.names))}"
+ style="max-width: {width}px">
 <style>
 {_STYLE}
 </style>
-<div style="max-width: {width}px; aspect-ratio: {width} / {height}">
+<div style="aspect-ratio: {width} / {height}">
 <img alt="{html.escape(self.alt)}" width="{width}" height="{count * height}"
  style="transform: translateY({-100 * self.start / count:g}%)"
  src="data:image/png;base64,{source}"></div>
 <p><label>{html.escape(self.label)}
 <input type="range" min="0" max="{count - 1}" value="{self.start}" aria-valuetext="{name}"
- autocomplete="off" hidden></label> <output aria-live="off">{name}</output></p>
+ autocomplete="off" hidden></label>
+<output aria-live="off" style="min-width: min(100%, {room}ch)">{name}</output></p>
 <script>
 {_SCRIPT}
 </script>

@@ -82,7 +82,7 @@ def dissolved(
 
 def cover() -> Image.Image:
     """The broad picture on top of the landing page."""
-    zoom, top, height = 3, 138, 224
+    zoom, top, height = 3, 146, 224
     whole = scene(66, size=512)
     rows = slice(top, top + height)
     picture = photo(whole["image"][:, rows])

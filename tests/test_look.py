@@ -1,5 +1,6 @@
-"""The committed pictures are what the code draws; the others are drawn whenever the book is."""
+"""Pictures are what the code draws, pages are light and stand still, colours can be read."""
 
+import re
 import sys
 
 import numpy as np
@@ -128,3 +129,45 @@ def test_the_book_is_light(html):
     assert sum(p.stat().st_size for p in html.rglob("*") if p.is_file()) < 40e6
     heavy = {page.name: weight(page) for page in html.rglob("*.html") if weight(page) > 2.5e6}
     assert heavy == {}
+
+
+# Colours
+
+
+def luminance(colour):
+    """Relative luminance as WCAG 2 defines it."""
+    linear = [
+        v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4
+        for v in (byte / 255 for byte in bytes.fromhex(colour.lstrip("#")))
+    ]
+    return sum(weight * v for weight, v in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one, other):
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_contrast_is_computed_as_wcag_does():
+    assert contrast("#ffffff", "#000000") == pytest.approx(21)
+    assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_colours_of_text_can_be_read(mode):
+    css = (STATIC / "custom.css").read_text(encoding="utf-8")
+    block = re.search(rf'^html\[data-theme="{mode}"\] {{(.*?)^}}', css, re.S | re.M)[1]
+    colours = {"pst-color-background": "#ffffff"}  # the theme's own, in light
+    colours |= dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", block))
+    for text, ground in [
+        ("accent", "pst-color-background"),
+        ("accent", "accent-soft"),
+        ("accent-text", "accent"),
+        ("pst-color-heading", "pst-color-background"),
+        ("pst-color-text-base", "pst-color-background"),
+        ("pst-color-text-base", "accent-soft"),
+        ("pst-color-text-base", "output"),
+        ("pst-color-link-hover", "pst-color-background"),
+        ("pst-color-inline-code", "pst-color-surface"),
+    ]:
+        assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
