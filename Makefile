@@ -29,7 +29,7 @@ export TQDM_DISABLE     := 1
 export SEGCOURSE_PRESET := cpu
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help book test results results-check bench lint format address clean executed
+.PHONY: help book test results results-check bench pictures lint format address clean executed
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -54,6 +54,9 @@ results-check: $(READY) ## run some of them again, fail beyond the recorded spre
 bench: $(READY) ## time scenes, models, losses, filters and the grader, record the ratios
 	@for part in rendering models losses filters grading; do \
 	    PYTHONPATH=tests $(BIN)/python -m bench.$$part || exit 1; done
+
+pictures: $(READY) ## draw the cover and the logo anew
+	@$(BIN)/python book/_ext/pictures.py
 
 lint: $(READY) ## check code and notebooks, change nothing
 	@$(BIN)/ruff check .

@@ -166,15 +166,18 @@ def colour_errors(image: Tensor, truth: Tensor, prediction: Tensor) -> np.ndarra
 
 
 @use_style()
-def show_columns(columns: Mapping[str, Sequence[Tensor] | Tensor]) -> Figure:
+def show_columns(
+    columns: Mapping[str, Sequence[Tensor] | Tensor], *, classes: Sequence[int] | None = None
+) -> Figure:
     """Pictures in a grid: one column for each name, one row for each scene.
 
     A column holds N images (float [3, H, W] in 0..1), N label maps (int64 [H, W], painted with
-    the palette) or N finished pictures (uint8 [H, W, 3]). The classes that appear in the label
-    maps are named under the grid.
+    the palette) or N finished pictures (uint8 [H, W, 3]). Under the grid `classes` are named;
+    None means those that appear in the label maps.
     """
     items = [_array(item) for column in columns.values() for item in column]
     seen = [np.unique(item) for item in items if item.dtype == np.int64]
+    seen = seen if classes is None else [np.array(classes)]
     pictures = {
         name: [_picture(name, item) for item in column] for name, column in columns.items()
     }

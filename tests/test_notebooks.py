@@ -7,6 +7,7 @@ that has exactly that fault.
 import re
 from collections import Counter
 from contextlib import redirect_stdout
+from html import unescape
 from io import StringIO
 
 import nbformat
@@ -197,13 +198,19 @@ def figures(nb, name):
     """Every image says in words what it shows, and has a caption."""
     faults = []
     for cell in code(nb):
-        mime = [key for output in cell.outputs for key in output.get("data", {})]
-        if any(key.startswith("image/") for key in mime):
-            mystnb = cell.metadata.get("mystnb", {})
-            if len(mystnb.get("image", {}).get("alt", "")) < 40:
-                faults.append(f"cell {cell.id}: no alt text of at least 40 characters")
-            if not mystnb.get("figure", {}).get("caption"):
-                faults.append(f"cell {cell.id}: no caption")
+        mystnb, alts = cell.metadata.get("mystnb", {}), []
+        for output in cell.outputs:
+            data = output.get("data", {})
+            if any(key.startswith("image/") for key in data):
+                alts.append(mystnb.get("image", {}).get("alt", ""))
+            alts += [
+                unescape((re.search(r'alt="([^"]*)"', img) or ["", ""])[1])
+                for img in re.findall(r"<img\b[^>]*>", data.get("text/html", ""))
+            ]
+        if any(len(alt) < 40 for alt in alts):
+            faults.append(f"cell {cell.id}: no alt text of at least 40 characters")
+        if alts and not mystnb.get("figure", {}).get("caption"):
+            faults.append(f"cell {cell.id}: no caption")
     return faults
 
 
@@ -291,6 +298,7 @@ def good_run():
         cell.execution_count = count
     nb.cells[-1].outputs = [
         new_output("display_data", data={"image/png": ""}),
+        new_output("display_data", data={"text/html": f'<img src="a" alt="{"A" * 40}">'}),
         new_output("stream", name="stdout", text=runtime_line()),
     ]
     return nb
@@ -314,6 +322,16 @@ def replace(cell, old, new):
 def stream(text, name="stdout"):
     """A change that adds a line of output to the last cell."""
     return lambda nb: nb.cells[-1].outputs.append(new_output("stream", name=name, text=text))
+
+
+def shown(html, **changes):
+    """A change that shows HTML in the last cell, whose captions may change, too."""
+
+    def change(nb):
+        nb.cells[-1].outputs.append(new_output("display_data", data={"text/html": html}))
+        nb.cells[-1].metadata.mystnb.update(changes)
+
+    return change
 
 
 BROKEN_SOURCES = [
@@ -360,6 +378,9 @@ BROKEN_RUNS = [
     (clean_outputs, lambda nb: nb.cells[-1].outputs.append(new_output("error", ename="Oops"))),
     (figures, lambda nb: nb.cells[-1].metadata.mystnb.image.update(alt="A figure.")),
     (figures, lambda nb: nb.cells[-1].metadata.mystnb.pop("figure")),
+    (figures, shown('<img src="a">')),
+    (figures, shown('<img src="a" alt="A slider.">')),
+    (figures, shown(f'<img src="a" alt="{"A" * 40}">', figure={})),
     (budget, stream("You run it with the smoke preset.")),
     (budget, lambda nb: nb.cells[-1].outputs.pop()),
     (recorded, stream("mIoU 12.3 is OUTSIDE the recorded spread")),

@@ -163,6 +163,11 @@ def test_the_legend_reads_by_rows_and_names_only_what_is_seen():
     assert not plots.show_columns({"image": torch.rand(1, 3, 8, 8)}).legends
 
 
+def test_a_legend_can_name_classes_that_do_not_appear():
+    labels = torch.zeros(1, 8, 8, dtype=torch.int64)
+    assert legend(plots.show_columns({"truth": labels}, classes=[0, 4])) == {"sky", "tree"}
+
+
 def test_a_picture_of_64_pixels_is_enlarged_by_a_whole_number():
     image, truth, prediction = (x[..., :32].repeat_interleave(2, -1) for x in scenes())
     image, truth, prediction = (x.repeat_interleave(2, -2) for x in (image, truth, prediction))

@@ -1,0 +1,124 @@
+"""A slider holds the pictures it was given, in order, and is sound HTML without a script."""
+
+import base64
+import io
+import json
+
+import numpy as np
+import pytest
+from bs4 import BeautifulSoup
+from matplotlib.figure import Figure
+from PIL import Image
+
+from segcourse import plots
+from segcourse.interactive import slider
+from segcourse.toyscape import Toyscape
+
+ALT = "A square that turns from red to blue"
+COLOURS = {"at 0": (255, 0, 0), "at 1 & 2": (0, 160, 0), "at 3": (0, 0, 255)}
+
+
+def plain(colour, size=(2.0, 1.0)):
+    """A figure of one colour, 100 pixels an inch."""
+    figure = Figure(figsize=size, dpi=100)
+    ax = figure.add_axes((0, 0, 1, 1))
+    ax.set_axis_off()
+    ax.imshow(np.full((1, 1, 3), colour, np.uint8), aspect="auto")
+    return figure
+
+
+def frames():
+    return {name: plain(colour) for name, colour in COLOURS.items()}
+
+
+def soup(shown):
+    return BeautifulSoup(shown._repr_html_(), "html.parser")
+
+
+def sprite(shown):
+    kind, data = soup(shown).img["src"].split(",")
+    assert kind == "data:image/png;base64"
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
+
+
+def test_the_sprite_has_every_picture_in_order():
+    pixels = sprite(slider(frames(), label="time", alt=ALT))
+    assert pixels.shape == (3 * 104, 204, 3)  # a border of two pixels on each side
+    for place, colour in zip(pixels.reshape(3, 104, 204, 3), COLOURS.values(), strict=True):
+        assert np.abs(place[2:-2, 2:-2].astype(int) - colour).max() <= 2
+
+
+def test_names_label_and_alt_are_said():
+    page = soup(slider(frames(), label="time <s>", alt=f'"{ALT}"'))
+    assert json.loads(page.div["data-names"]) == list(COLOURS)
+    assert page.label.get_text(strip=True) == "time <s>"
+    assert page.label.input is not None and page.img["alt"] == f'"{ALT}"'
+
+
+@pytest.mark.parametrize(("start", "place"), [(None, 2), ("at 0", 0), ("at 1 & 2", 1)])
+def test_without_a_script_the_first_picture_stays_with_its_name_and_no_dead_slider(start, place):
+    page = soup(slider(frames(), label="time", alt=ALT, start=start))
+    page.script.extract()
+    name = list(COLOURS)[place]
+    assert page.output.text == page.input["aria-valuetext"] == name
+    assert page.input["value"] == str(place) and page.input.has_attr("hidden")
+    moved = float(page.img["style"].split("(")[1].split("%")[0])
+    assert moved == pytest.approx(-100 * place / 3, abs=1e-3)
+
+
+def test_the_place_of_the_picture_is_known_before_it_loads():
+    page = soup(slider(frames(), label="time", alt=ALT))
+    assert (page.img["width"], page.img["height"]) == ("204", "312")
+    assert "aspect-ratio: 204 / 104" in page.img.parent["style"]
+
+
+def test_two_sliders_share_no_id_and_no_name():
+    both = BeautifulSoup(2 * slider(frames(), label="time", alt=ALT)._repr_html_(), "html.parser")
+    assert both.select("[id], [name]") == []
+
+
+def test_it_asks_nobody_for_anything():
+    text = slider(frames(), label="time", alt=ALT)._repr_html_()
+    assert "http" not in text and "//" not in text.replace(text.split("base64,")[1], "")
+
+
+def test_smaller_figures_get_a_white_border():
+    tall = {"a": plain((255, 0, 0)), "b": plain((0, 0, 255), (1.0, 2.0))}
+    first, second = sprite(slider(tall, label="x", alt=ALT)).reshape(2, 204, 204, 3)
+    assert (first[2:102, 2:202] == (255, 0, 0)).all() and (first[104:] == 255).all()
+    assert (second[2:202, 2:102] == (0, 0, 255)).all() and (second[:, 104:] == 255).all()
+
+
+def test_many_pictures_stay_small_and_keep_the_palette():
+    """Eight masks of the course in one figure's size weigh less than 100 kB."""
+    masks = {str(i): Toyscape("val")[i]["mask"][None] for i in range(8)}
+    shown = slider(
+        {i: plots.show_columns({"mask": mask}) for i, mask in masks.items()}, label="i", alt=ALT
+    )
+    assert len(shown.sprite()) < 100_000
+    colours = {tuple(colour) for colour in np.unique(sprite(shown).reshape(-1, 3), axis=0)}
+    for c in np.unique(np.concatenate([mask.numpy().ravel() for mask in masks.values()])):
+        wanted = np.array(tuple(bytes.fromhex(plots.PALETTE[c][1:])), dtype=int)
+        assert min(np.abs(wanted - colour).max() for colour in colours) <= 3
+
+
+def test_in_a_terminal_it_says_what_it_holds():
+    assert repr(slider(frames(), label="time", alt=ALT)) == "Slider over time: " + ", ".join(
+        COLOURS
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"frames": {"a": plain((0, 0, 0))}}, ValueError, "frames: expected at least 2, got 1"),
+        ({"frames": {"a": np.zeros((2, 2, 3)), "b": None}}, TypeError, "got ndarray for 'a'"),
+        ({"label": " "}, ValueError, "label: expected words"),
+        ({"alt": ""}, ValueError, "alt: expected words"),
+        ({"start": "at 2"}, ValueError, "start: expected one of at 0, at 1 & 2, at 3; got 'at 2'"),
+    ],
+)
+def test_wrong_input_is_named(change, error, words):
+    settings = {"frames": frames(), "label": "time", "alt": ALT} | change
+    with pytest.raises(error, match=words):
+        slider(settings.pop("frames"), **settings)
