@@ -18,8 +18,9 @@ def test_the_wrong_answers_are_right_but_for_one_part():
     def right(image, probs, *, iters=5, **options):
         return wrong._infer(wrong._kernel(image, **wrong.DEFAULTS | options), probs, iters)
 
-    assert not fails(right, PUBLIC.values())
-    assert not fails(right, sum(draw.tests("dense_crf", SECRETS[0]).values(), []))
+    for function in (right, wrong.on_the_lattice(before=-0.5, after=-0.5)):
+        assert not fails(function, PUBLIC.values())
+        assert not fails(function, sum(draw.tests("dense_crf", SECRETS[0]).values(), []))
 
 
 @pytest.mark.parametrize("answer", ["the probabilities", "all classes equal", "the likeliest"])

@@ -5,16 +5,14 @@ You write
     boundary_loss(pred, target, *, boundary_weight=5.0, width=1,
                   ignore_index=255, class_weight=None) -> Tensor
 
-`pred` holds logits, floating point [B, C, H, W]; `target` holds labels, int64 [B, H, W], each
+`pred` holds finite logits, floating point [B, C, H, W]; `target` holds labels, int64 [B, H, W], each
 0..C-1 or `ignore_index`, which marks void and may be any whole number, one of 0..C-1 as well.
 `class_weight` [C] is a factor for each class; None is 1 for all. The result is a 0-d tensor,
 float32 or wider: float16 logits are computed in float32.
 
 1. A pixel is *valid* if it is not void. An *edge pixel* is a valid pixel that has a valid pixel of
-   another class among its 8 neighbours. Both sides of an edge consist of edge pixels. In other
-   words: make a map of 0 and 1 for each class; the Laplacian over the 8 neighbours, valid ones
-   only, is not 0 there for at least one class. Neither void nor the end of the image is another
-   class.
+   another class among its 8 neighbours. Both sides of an edge consist of edge pixels. Neither
+   void nor the end of the image is another class.
 2. The *band* is all valid pixels at a distance of at most `width - 1` from an edge pixel of the
    same image. The distance is the larger one of rows and columns apart, whatever lies between.
 3. Pixel i weighs `w_i = (1 + boundary_weight * band_i) * class_weight[target_i]`, where band_i is

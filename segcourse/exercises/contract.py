@@ -68,7 +68,10 @@ class Call(Protocol):
         """What the function returns. Arguments are copied first, since it may change them."""
 
     def gradient(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """The value returned, a 0-d tensor, and its gradient in the first argument."""
+        """The value returned, a 0-d tensor, and its gradient in the first argument.
+
+        AssertionError where nothing connects the two: that is no gradient of 0.
+        """
 
 
 Test = Callable[[Call], None]
@@ -91,11 +94,12 @@ class LocalCall:
     def gradient(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         args, kwargs = copy.deepcopy((args, kwargs))
         wrt = args[0].requires_grad_()
-        value = self._run(args, kwargs)
-        if not (isinstance(value, Tensor) and value.ndim == 0 and value.requires_grad):
+        value, gradient = self._run(args, kwargs), None
+        if isinstance(value, Tensor) and value.ndim == 0 and value.requires_grad:
+            (gradient,) = torch.autograd.grad(value, wrt, allow_unused=True)
+        if gradient is None:
             raise AssertionError("a 0-d tensor with a gradient in the first argument is expected")
-        (gradient,) = torch.autograd.grad(value, wrt, allow_unused=True)
-        return value.detach(), torch.zeros_like(wrt) if gradient is None else gradient
+        return value.detach(), gradient
 
     def _run(self, args: tuple, kwargs: dict) -> Any:
         try:

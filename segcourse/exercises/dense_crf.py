@@ -7,23 +7,24 @@ You write
 
 `image` is a uint8 tensor [H,W,3]; an image of any other type raises TypeError. (One of 0..1 in
 floating point would work without complaint, all its colours alike.) `probs` holds what a network
-says, float32 [C,H,W], the sum over the classes 1; it may hold zeros. The result holds
+says, float32 [C,H,W], which sums to 1 over the classes; it may hold zeros. The result holds
 probabilities too, Q, float32 or wider.
 
 **The model.** Each pixel is connected to each. Two pixels of different labels pay a penalty, the
-higher the more alike they are (Potts: all pairs of different labels pay the same). With p_i the
+higher the more alike they are (Potts: all pairs of different labels pay the same). With r_i the
 row and column of pixel i and c_i its colour, 0..255, they are alike by a bilateral kernel k1 and a
 Gaussian one, k2:
 
-    k1_ij = exp(-|p_i - p_j|^2 / (2 sxy^2)
+    k1_ij = exp(-|r_i - r_j|^2 / (2 sxy^2)
                 -|c_i - c_j|^2 / (2 srgb^2))
-    k2_ij = exp(-|p_i - p_j|^2 / (2 sg^2))
+    k2_ij = exp(-|r_i - r_j|^2 / (2 sg^2))
 
-Pixel i itself counts, k_ii = 1. Each kernel is normalised symmetrically: with n_i = sum_j k_ij it
-becomes k_ij / sqrt(n_i n_j). The weights of the two are `w_bilateral` and `w_gauss`.
+Pixel i itself counts, k_ii = 1. Each of the two kernels is normalised symmetrically, by itself:
+with n_i = sum_j k_ij it becomes k_ij / sqrt(n_i n_j). Then it is weighted, k1 with `w_bilateral`
+and k2 with `w_gauss`.
 
-**Mean-field inference.** The unary U_i(l) is -log(p) of the network's probability, taken as 1e-5
-where it is less. Q starts as the softmax of -U over the classes. Then, `iters` times, all pixels
+**Mean-field inference.** The unary U_i(l) is -log of the network's probability, which is taken as
+1e-5 where it is less. Q starts as the softmax of -U over the classes. Then, `iters` times, all pixels
 at once:
 
 1. each pixel receives for each label the sum over j of both weighted kernels times Q_j, the
@@ -68,12 +69,14 @@ CONTRACT = Contract(
         Property(
             "one message",
             None,
-            "one iteration, one kernel, weight 1: check the features, the norm, then the sign",
+            "one iteration, one kernel, weight 1: check the features, the norm (what i hears of j, "
+            "j hears of i), then the sign",
         ),
         Property(
             "the mean field",
             None,
-            "what happens in an iteration, in which order, and what stays as it was?",
+            "what happens in an iteration, in which order, and what stays as it was? Each kernel "
+            "has a norm of its own",
         ),
         Property("rows sum to 1", 1, "over which axis do you take the softmax, and is it last?"),
         Property(
@@ -197,6 +200,24 @@ def expect_near_message(found: Tensor, expected: Tensor) -> None:
         raise AssertionError("the message of one iteration differs")
 
 
+def expect_mutual(call: Call, image: Tensor, **options: float) -> None:
+    """AssertionError unless corner pixels hear as much of all others as these hear of them.
+
+    That is what a symmetric kernel means. A corner pixel has the fewest pixels around it: if rows
+    or columns of the kernel sum to 1, one side hears at most three quarters of what the other
+    does. On an image of one colour the lattice is off by less than a tenth.
+    """
+    corners = torch.zeros(image.shape[:2], dtype=torch.bool)
+    corners[:: len(image) - 1, :: image.shape[1] - 1] = True
+    heard = []
+    for speaking in (corners, ~corners):
+        probs = _two_classes(torch.where(speaking, 0.9, 0.5))
+        found = call(image, probs, iters=1, **options)
+        heard.append(log_odds(found, probs)[1][~speaking].sum())
+    if not min(heard) > 0.8 * max(heard):
+        raise AssertionError("two groups of pixels do not hear equally much of each other")
+
+
 def _image(height: int, width: int) -> Tensor:
     """Two colours, the border between them oblique, with some texture on both."""
     rows, columns = torch.arange(height)[:, None], torch.arange(width)
@@ -248,6 +269,9 @@ def _one_message(call: Call) -> None:
         expect_near_message(
             log_odds(found, probs) - before, torch.stack([-expected, expected]).double()
         )
+    grey = torch.full((8, 9, 3), 120, dtype=torch.uint8)
+    expect_mutual(call, grey, w_bilateral=1.0, w_gauss=0.0, sxy=2.5)
+    expect_mutual(call, grey, w_bilateral=0.0, w_gauss=1.0, sg=2.5)
 
 
 def _mean_field(call: Call) -> None:

@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -72,7 +73,8 @@ CONTRACT = Contract(
         Property(
             "equal to the definition",
             2,
-            "take one view at a time: which way is each tensor resized, and when?",
+            "take one view at a time: which way is each tensor resized, and when? Does each "
+            "scale count?",
         ),
         Property("odd sizes", 2, "which whole number is a half rounded to?"),
         Property(
@@ -249,6 +251,12 @@ def expect_probabilities(call: Call, model: Probe, images: Tensor, **options: ob
     expect_close(found.sum(1), torch.ones(len(images), *images.shape[2:]))
 
 
+def expect_sizes(model: Probe, expected: Mapping[tuple[int, int], int]) -> None:
+    """AssertionError unless the probe was shown so many images of each size, (rows, columns)."""
+    if model.sizes() != expected:
+        raise AssertionError("the model was shown other sizes, or more views or fewer")
+
+
 def expect_inference(call: Call, model: Probe, images: Tensor, **options: object) -> None:
     """AssertionError unless a call runs all of `model` in eval mode and without gradients."""
     _call_model(call, model, images, **options)
@@ -381,18 +389,24 @@ def _views(call: Call) -> None:
     for options, expected in cases:
         model = Probe(_network())
         call(model, _images(2, 8, 12), **options)
-        if model.sizes() != expected:
-            raise AssertionError("the model was shown other sizes, or more views or fewer")
+        expect_sizes(model, expected)
 
 
 def _definition(call: Call) -> None:
-    found = call(Probe(_network()), _images(1, 3, 4))
-    expect_close(found, _two_classes(MEAN), 1e-4)
+    images = _images(1, 3, 4)
+    expect_close(call(Probe(_network()), images), _two_classes(MEAN), 1e-4)
+    found = call(Probe(_network()), _images(1, 5, 3), scales=(0.5, 1.5))
+    expect_close(found, _two_classes(ODD), 1e-4)
+    for scales in ((1.0, 1.0, 0.5), (1.0, 0.5, 0.6)):  # equal ones, and two of the same size
+        alone = [predicted(call, Probe(_network()), images, scales=(s,)) for s in scales]
+        found = call(Probe(_network()), images, scales=scales)
+        expect_close(found, torch.stack(alone).mean(0))
 
 
 def _odd(call: Call) -> None:
-    found = call(Probe(_network()), _images(1, 5, 3), scales=(0.5, 1.5))
-    expect_close(found, _two_classes(ODD), 1e-4)
+    model = Probe(_network())
+    call(model, _images(1, 5, 3), scales=(0.5, 1.5))
+    expect_sizes(model, {(3, 2): 2, (8, 5): 2})
 
 
 def _mirrored(call: Call) -> None:
@@ -435,9 +449,11 @@ def _modes(call: Call) -> None:
 
 
 def _repeated(call: Call) -> None:
-    model = Probe(_network(dropout=0.5))
-    first, second = (predicted(call, model, _images(2, 6, 6)) for _ in range(2))
-    expect_close(second, first, 1e-6)
+    model, mixed = Probe(_network(dropout=0.5)), Probe(_network(dropout=0.5)).eval()
+    mixed.network[3].train()  # the dropout, and nothing else
+    for probe in (model, mixed):
+        first, second = (predicted(call, probe, _images(2, 6, 6)) for _ in range(2))
+        expect_close(second, first, 1e-6)
 
 
 def _batch(call: Call) -> None:

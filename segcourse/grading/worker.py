@@ -94,11 +94,10 @@ class Student:
 
         def with_gradient(args: tuple, kwargs: dict) -> list[Any]:
             wrt = args[0].requires_grad_()
-            value = self.function(*args, **kwargs)
-            if not (isinstance(value, Tensor) and value.ndim == 0 and value.requires_grad):
-                return [None]
-            (slope,) = torch.autograd.grad(value, wrt, allow_unused=True)
-            return [value, torch.zeros_like(wrt) if slope is None else slope]
+            value, slope = self.function(*args, **kwargs), None
+            if isinstance(value, Tensor) and value.ndim == 0 and value.requires_grad:
+                (slope,) = torch.autograd.grad(value, wrt, allow_unused=True)
+            return [None] if slope is None else [value, slope]
 
         return self._run(message, arrays, with_gradient)
 

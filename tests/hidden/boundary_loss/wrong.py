@@ -236,6 +236,13 @@ def loose_zero(losses: Tensor, weight: Tensor, factor: Tensor, valid: Tensor) ->
     return right_mean(losses, weight, factor, valid)
 
 
+def fresh_zero(losses: Tensor, weight: Tensor, factor: Tensor, valid: Tensor) -> Tensor:
+    """`backward` works, and reaches nothing."""
+    if not valid.any():
+        return torch.tensor(0.0, requires_grad=True)
+    return right_mean(losses, weight, factor, valid)
+
+
 def log_of_softmax(pred: Tensor, labels: Tensor) -> Tensor:
     return -pred.softmax(dim=1).log().gather(1, labels.unsqueeze(1))[:, 0]
 
@@ -287,6 +294,7 @@ WRONG: dict[str, tuple[Callable, str]] = {
     ),
     "0 / 0": (answer(mean=zero_by_zero), "all void"),
     "a 0 without gradient": (answer(mean=loose_zero), "all void"),
+    "a fresh 0": (answer(mean=fresh_zero), "all void"),
     "class weights in one sum only": (answer(mean=factor_in_one_sum), "class weights"),
     "log of softmax": (answer(losses_of=log_of_softmax), "large logits and float16"),
     "float16 throughout": (answer(convert=lambda pred: pred), "large logits and float16"),

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from segcourse.filters import Lattice
+
 DEFAULTS = {"w_bilateral": 10.0, "sxy": 80.0, "srgb": 13.0, "w_gauss": 3.0, "sg": 3.0}
 
 
@@ -70,6 +72,34 @@ def rows_normalised(image, probs, *, iters=5, **options):
     """A mean over the others, 1 / n_i in place of the two square roots."""
     kernel = _kernel(image, **DEFAULTS | options, normalised=lambda k: k / k.sum(1, keepdim=True))
     return _infer(kernel, probs, iters)
+
+
+def columns_normalised(image, probs, *, iters=5, **options):
+    """What a pixel says is shared out among those that hear it."""
+    kernel = _kernel(image, **DEFAULTS | options, normalised=lambda k: k / k.sum(0))
+    return _infer(kernel, probs, iters)
+
+
+def on_the_lattice(before: float, after: float) -> Callable[..., Tensor]:
+    """Values times n^before are filtered, the sums times n^after: both are -1/2 if right."""
+
+    def dense_crf(image, probs, *, iters=5, **options):
+        options = DEFAULTS | options
+        place, colour = _places(image), _colours(image)
+        both = torch.cat([place / options["sxy"], colour / options["srgb"]], dim=1)
+        kernels = []
+        for name, features in (("w_bilateral", both), ("w_gauss", place / options["sg"])):
+            lattice = Lattice(features)
+            n = lattice.filter(torch.ones(len(features), 1))
+            kernels.append((options[name] * n**after, lattice, n**before))
+        unary = _unary(probs)
+        q = (-unary).softmax(dim=1)
+        for _ in range(iters):
+            heard = sum(after * lattice.filter(before * q) for after, lattice, before in kernels)
+            q = (heard - unary).softmax(dim=1)
+        return q.T.reshape(probs.shape)
+
+    return dense_crf
 
 
 def mean_over_the_image(image, probs, *, iters=5, **options):
@@ -273,6 +303,9 @@ def squeezed(image, probs, *, iters=5, **options):
 WRONG: dict[str, tuple[Callable[..., Tensor], str]] = {
     "unnormalised": (unnormalised, "one message"),
     "rows normalised": (rows_normalised, "one message"),
+    "rows normalised, lattice": (on_the_lattice(before=0, after=-1), "one message"),
+    "columns normalised": (columns_normalised, "one message"),
+    "columns normalised, lattice": (on_the_lattice(before=-1, after=0), "one message"),
     "mean over the image": (mean_over_the_image, "the mean field"),
     "wrong sign": (wrong_sign, "a lone outlier is removed"),
     "colours over 255": (colours_over_255, "the edge snaps to the colour edge"),

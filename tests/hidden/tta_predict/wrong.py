@@ -116,6 +116,10 @@ def one_view_of_each_size(scales, sides):
     return {tuple(half_up(n, s) for n in sides): s for s in scales}.values()
 
 
+def each_scale_once(scales, sides):
+    return sorted(set(scales))
+
+
 # What the views give together.
 
 
@@ -318,6 +322,7 @@ WRONG: dict[str, tuple[Callable, str]] = {
     "bicubic": (answer(shrink=bicubic), DEFINITION),
     "two resizes": (two_resizes, DEFINITION),
     "one view of each size": (answer(chosen=one_view_of_each_size), DEFINITION),
+    "equal scales once": (answer(chosen=each_scale_once), DEFINITION),
     "sides rounded half to even": (answer(side=half_to_even), ODD),
     "sides rounded down": (answer(side=down), ODD),
     "the surest view": (answer(combine=most_sure), AVERAGED),
