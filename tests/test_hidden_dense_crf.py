@@ -7,11 +7,13 @@ import pytest
 import torch
 from conftest import SECRETS, fails
 from hidden import draw
-from hidden.dense_crf import suite, wrong
+from hidden.dense_crf import effects, reference, suite, wrong
 
 from segcourse.exercises import dense_crf as exercise
+from segcourse.exercises import recorded
 from segcourse.exercises.contract import expect_close
 from segcourse.exercises.dense_crf import PUBLIC
+from segcourse.exercises.model import trained_unet
 
 
 def test_the_wrong_answers_are_right_but_for_one_part():
@@ -100,3 +102,12 @@ def test_the_stored_numbers_are_those_of_the_oracle():
         found = suite.mean_field(image, probs, iters=1, w_bilateral=w_bilateral, w_gauss=w_gauss)
         message = (exercise.log_odds(found, probs) - before)[1]
         assert (exercise._stored(text) - message).abs().max() < 0.00051
+
+
+def test_the_recorded_iterations_are_those_of_the_reference():
+    scenes = effects.pictures_and_probabilities(trained_unet())
+    labels = recorded("dense_crf")["steps"]
+    assert len(labels) == len(effects.STEPS)
+    for n, stored in zip(effects.STEPS, labels, strict=True):
+        q = reference.dense_crf(*scenes[effects.WATCHED], **effects.SETTINGS["crf"], iters=n)
+        assert (q.argmax(dim=0) != stored).float().mean() < 0.001  # another machine may round

@@ -5,10 +5,10 @@ You write
     boundary_loss(pred, target, *, boundary_weight=5.0, width=1,
                   ignore_index=255, class_weight=None) -> Tensor
 
-`pred` holds finite logits, floating point [B, C, H, W]; `target` holds labels, int64 [B, H, W], each
-0..C-1 or `ignore_index`, which marks void and may be any whole number, one of 0..C-1 as well.
-`class_weight` [C] is a factor for each class; None is 1 for all. The result is a 0-d tensor,
-float32 or wider: float16 logits are computed in float32.
+`pred` holds finite logits, floating point [B, C, H, W]; `target` holds labels, int64 [B, H, W],
+each 0..C-1 or `ignore_index`, which marks void and may be any whole number, one of 0..C-1 as
+well. `class_weight` [C] is a factor for each class; None is 1 for all. The result is a 0-d
+tensor, float32 or wider: float16 logits are computed in float32.
 
 1. A pixel is *valid* if it is not void. An *edge pixel* is a valid pixel that has a valid pixel of
    another class among its 8 neighbours. Both sides of an edge consist of edge pixels. Neither

@@ -23,9 +23,9 @@ Pixel i itself counts, k_ii = 1. Each of the two kernels is normalised symmetric
 with n_i = sum_j k_ij it becomes k_ij / sqrt(n_i n_j). Then it is weighted, k1 with `w_bilateral`
 and k2 with `w_gauss`.
 
-**Mean-field inference.** The unary U_i(l) is -log of the network's probability, which is taken as
-1e-5 where it is less. Q starts as the softmax of -U over the classes. Then, `iters` times, all pixels
-at once:
+**Mean-field inference.** The unary U_i(l) is -log of the network's probability, which is taken
+as 1e-5 where it is less. Q starts as the softmax of -U over the classes. Then, `iters` times, all
+pixels at once:
 
 1. each pixel receives for each label the sum over j of both weighted kernels times Q_j, the
    *message*: how much of the others, by likeness, has that label;
@@ -69,8 +69,8 @@ CONTRACT = Contract(
         Property(
             "one message",
             None,
-            "one iteration, one kernel, weight 1: check the features, the norm (what i hears of j, "
-            "j hears of i), then the sign",
+            "one iteration, one kernel, weight 1: check the features, the norm (what i hears of "
+            "j, j hears of i), then the sign",
         ),
         Property(
             "the mean field",

@@ -26,6 +26,7 @@ SETTINGS = {
 }
 ITERATIONS = (0, 1, 2, 5, 10)
 SCENE = 104  # the one that the chapter looks at
+WATCHED, STEPS = 8, (0, 1, 2, 3, 4, 5, 7, 10)  # the scene of its slider, and the iterations there
 
 
 def pictures_and_probabilities(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
@@ -66,12 +67,15 @@ def kept(found: dict[str, Tensor]) -> dict[str, Tensor]:
     colours, row = _row()
     picture, probs = pictures_and_probabilities(model)[SCENE]
     q = dense_crf(picture, probs, **SETTINGS["crf"])
+    watched = pictures_and_probabilities(model)[WATCHED]
+    steps = [dense_crf(*watched, **SETTINGS["crf"], iters=n).argmax(dim=0) for n in STEPS]
     return {name: found[name] for name in SETTINGS} | {
         "iterations": packed(torch.tensor(scores)),  # settings, iterations, mIoU and boundary IoU
         "calibration": packed(torch.tensor(errors)),  # none, then each setting
         "row_colours": colours,
         "row": packed(row),  # iterations 0 to 10, columns
         "scene": packed(q),
+        "steps": torch.stack(steps),  # labels
         "pydensecrf": _pydensecrf(picture, probs, q),
     }
 
