@@ -78,7 +78,9 @@ CONTRACT = Contract(
             "what happens in an iteration, in which order, and what stays as it was? Each kernel "
             "has a norm of its own",
         ),
-        Property("rows sum to 1", 1, "over which axis do you take the softmax, and is it last?"),
+        Property(
+            "classes sum to 1", 1, "over which axis do you take the softmax, and is it last?"
+        ),
         Property(
             "zero iterations give the unary",
             1,
@@ -279,7 +281,7 @@ def _mean_field(call: Call) -> None:
     expect_near(found, _two_classes(_stored(MEAN_FIELD)))
 
 
-def _rows(call: Call) -> None:
+def _classes_sum_to_1(call: Call) -> None:
     for classes in (2, 5):
         probs = _probs(classes, 6, 5)
         expect_probabilities(call(_image(6, 5), probs, iters=3), probs.shape)
@@ -470,7 +472,7 @@ PUBLIC: dict[str, Test] = {
     "probabilities [C,H,W]": _shape,
     "one message": _one_message,
     "the mean field": _mean_field,
-    "rows sum to 1": _rows,
+    "classes sum to 1": _classes_sum_to_1,
     "zero iterations give the unary": _zero_iterations,
     "zero weights give the unary": _zero_weights,
     "uniform stays uniform": _uniform,

@@ -64,7 +64,7 @@ CONTRACT = Contract(
             None,
             "with scales=(1.0,) and flip=False there is one view, the images as they are",
         ),
-        Property("rows sum to 1", 1, "a mean has as many terms as it is divided by"),
+        Property("classes sum to 1", 1, "a mean has as many terms as it is divided by"),
         Property(
             "number and sizes of the views",
             2,
@@ -375,7 +375,7 @@ def _plain(call: Call) -> None:
     expect_close(found, _two_classes(PLAIN), 1e-4)
 
 
-def _rows_sum_to_1(call: Call) -> None:
+def _classes_sum_to_1(call: Call) -> None:
     expect_probabilities(call, Probe(_network()), _images(2, 5, 6))
 
 
@@ -477,7 +477,7 @@ def _bad_scales(call: Call) -> None:
 PUBLIC: dict[str, Test] = {
     "float32 [B,C,H,W]": _shape_and_type,
     "one scale without flip is plain prediction": _plain,
-    "rows sum to 1": _rows_sum_to_1,
+    "classes sum to 1": _classes_sum_to_1,
     "number and sizes of the views": _views,
     "equal to the definition": _definition,
     "odd sizes": _odd,

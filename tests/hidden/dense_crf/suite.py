@@ -453,7 +453,7 @@ TESTS = {
     "probabilities [C,H,W]": [shape_and_type],
     "one message": [bilateral_message, gaussian_message, heard_both_ways, message_from_afar],
     "the mean field": [scenes, weak_messages, toyscape],
-    "rows sum to 1": [sums, one_class],
+    "classes sum to 1": [sums, one_class],
     "zero iterations give the unary": [zero_iterations],
     "zero weights give the unary": [zero_weights],
     "uniform stays uniform": [uniform],

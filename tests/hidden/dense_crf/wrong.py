@@ -329,7 +329,7 @@ WRONG: dict[str, tuple[Callable[..., Tensor], str]] = {
     "not clipped": (not_clipped, "hard probabilities"),
     "clipped elsewhere": (clipped_elsewhere, "hard probabilities"),
     "softmax over pixels": (softmax_over_pixels, "probabilities [C,H,W]"),
-    "last softmax missing": (last_softmax_missing, "rows sum to 1"),
+    "last softmax missing": (last_softmax_missing, "classes sum to 1"),
     "grey": (grey, "the edge snaps to the colour edge"),
     "colours overflow": (colours_overflow, "one message"),
     "brightness divided out": (brightness_divided_out, "adding a constant colour"),

@@ -178,7 +178,7 @@ def one_view_of_coarse_output(call: Call, g: Generator) -> None:
     expect_oracle(call, convolutions(g), some_images(g), scales=(1.0,), flip=False)
 
 
-# rows sum to 1
+# classes sum to 1
 
 
 def any_views(call: Call, g: Generator) -> None:
@@ -515,7 +515,7 @@ def negative_scale(call: Call, g: Generator) -> None:
 TESTS = {
     "float32 [B,C,H,W]": [coarse_output, logits_of_another_type],
     "one scale without flip is plain prediction": [fine_output, one_view_of_coarse_output],
-    "rows sum to 1": [any_views, large_logits],
+    "classes sum to 1": [any_views, large_logits],
     "number and sizes of the views": [counted, tiny_images, what_the_views_show],
     "equal to the definition": [
         default_views,

@@ -276,7 +276,7 @@ def not_negative(scales):
 
 SHAPE = "float32 [B,C,H,W]"
 PLAIN = "one scale without flip is plain prediction"
-SUM = "rows sum to 1"
+SUM = "classes sum to 1"
 VIEWS = "number and sizes of the views"
 DEFINITION = "equal to the definition"
 ODD = "odd sizes"
