@@ -59,11 +59,11 @@ def packed(fractions: Tensor) -> Tensor:
 def kept(found: dict[str, Tensor]) -> dict[str, Tensor]:
     model = trained_unet()
     truth = experiments.scenes()["mask"]
-    scores, errors = [], [_calibration_error(refined(model, iters=0), truth)]
+    scores, sure = [], [_sure(refined(model, iters=0), truth)]
     for options in SETTINGS.values():
         q = {n: refined(model, **options, iters=n) for n in ITERATIONS}
         scores.append([_scores(q[n].argmax(dim=1), truth) for n in ITERATIONS])
-        errors.append(_calibration_error(q[5], truth))
+        sure.append(_sure(q[5], truth))
     colours, row = _row()
     picture, probs = pictures_and_probabilities(model)[SCENE]
     q = dense_crf(picture, probs, **SETTINGS["crf"])
@@ -71,7 +71,7 @@ def kept(found: dict[str, Tensor]) -> dict[str, Tensor]:
     steps = [dense_crf(*watched, **SETTINGS["crf"], iters=n).argmax(dim=0) for n in STEPS]
     return {name: found[name] for name in SETTINGS} | {
         "iterations": packed(torch.tensor(scores)),  # settings, iterations, mIoU and boundary IoU
-        "calibration": packed(torch.tensor(errors)),  # none, then each setting
+        "calibration": packed(torch.tensor(sure)),  # none, then each setting
         "row_colours": colours,
         "row": packed(row),  # iterations 0 to 10, columns
         "scene": packed(q),
@@ -85,10 +85,11 @@ def _scores(answer: Tensor, truth: Tensor) -> tuple[float, float]:
     return found.miou, found.boundary_iou
 
 
-def _calibration_error(q: Tensor, truth: Tensor) -> float:
+def _sure(q: Tensor, truth: Tensor) -> tuple[float, float]:
+    """The mean confidence, and the calibration error."""
     counted = Calibration()
     counted.update(q.clamp_min(1e-12).log(), truth)
-    return counted.error()
+    return q.amax(dim=1).mean().item(), counted.error()
 
 
 def _row() -> tuple[Tensor, Tensor]:
