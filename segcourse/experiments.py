@@ -719,6 +719,7 @@ def record_chapter(name: str) -> None:
 def record(name: str) -> None:
     """Run an experiment with every seed and write its records."""
     runs, seconds = [], []
+    data()  # drawing the scenes is no part of a run
     for seed in SEEDS:
         began = time.perf_counter()
         runs.append(EXPERIMENTS[name](seed=seed))

@@ -4,8 +4,10 @@ A table, a picture of quality over cost as SVG, and what follows for a choice. A
 which `python -m segcourse.results` puts into the page `book/leaderboard.md`.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
+from operator import attrgetter
 
 from segcourse.results import Record, find, markdown_table
 
@@ -61,10 +63,10 @@ def table() -> str:
     return markdown_table([*head, "MB to train", "seconds to train"], rows)
 
 
-def _equally_good(a: Entry, b: Entry) -> bool:
+def _equally_good(a: Entry, b: Entry, metric: str = "miou") -> bool:
     """Whether the spreads of two models, one added to the other, cover their difference."""
-    both = (a.miou.spread or 0) + (b.miou.spread or 0)
-    return abs(a.miou.value - b.miou.value) <= both
+    one, other = getattr(a, metric), getattr(b, metric)
+    return abs(one.value - other.value) <= (one.spread or 0) + (other.spread or 0)
 
 
 def advice() -> str:
@@ -72,46 +74,55 @@ def advice() -> str:
     everyone = entries()
     best = everyone[0]
     as_good = [entry for entry in everyone if _equally_good(entry, best)]
-    lines = [f"- **The best mask:** {_names(as_good)}."]
+    lines = [f"- **You want the best mask:** {_names(as_good)}, by mIoU."]
     if len(as_good) > 1:
-        lines[0] += " Their spreads cover the difference; choose by cost."
-    for cost, title, unit, scale in [
-        ("multiply_adds", "The least work", "million multiply-adds", 1e6),
-        ("memory", "The least memory", "MB to train", 1e6),
-        ("parameters", "The fewest weights", "thousand parameters", 1e3),
-    ]:
-        least = min(everyone, key=lambda entry: getattr(entry, cost))
-        amount, of_best = (f"{getattr(entry, cost) / scale:.0f}" for entry in (least, best))
-        if least is best:
-            line = f"{best.name} again, with {amount} {unit}"
-        else:
-            line = f"{least.name}, with {amount} {unit}; {best.name} has {of_best}"
-        lines.append(f"- **{title}:** {line}.")
-    worth = [
-        entry
-        for entry in everyone
-        if not any(
-            other.multiply_adds < entry.multiply_adds and other.miou.value >= entry.miou.value
-            for other in everyone
+        works, weighs = (min(as_good, key=attrgetter(c)) for c in ("multiply_adds", "parameters"))
+        lines[0] += (
+            " Their spreads cover the difference, so choose by cost. Of these, "
+            f"{works.name} needs the fewest multiply-adds and {weighs.name} the fewest weights."
         )
-    ]
-    lines.append(
-        f"- **Worth their work:** {_names(worth)}. For each other model one of these is at least "
-        "as good and needs fewer multiply-adds."
-    )
+    sharpest = max(everyone, key=lambda entry: entry.boundary_iou.value)
+    sharp = [entry for entry in everyone if _equally_good(entry, sharpest, "boundary_iou")]
+    by_outline = _names(sharp, "boundary_iou")
+    lines.append(f"- **You want sharp outlines:** {by_outline}, by boundary IoU.")
+    for cost, title, unit, scale in [
+        ("multiply_adds", "little work", "million multiply-adds", 1e6),
+        ("memory", "little memory", "MB to train", 1e6),
+        ("parameters", "a small file", "thousand parameters", 1e3),
+    ]:
+        least = min(everyone, key=attrgetter(cost))
+        amount, of_best = (f"{getattr(entry, cost) / scale:.0f}" for entry in (least, best))
+        line = f"- **You want {title}:** {least.name}, with {amount} {unit}"
+        if least is not best:
+            gain = 100 * (best.miou.value - least.miou.value)
+            more = "no more mIoU" if least in as_good else f"{gain:.1f} points of mIoU more"
+            line += f"; {best.name} has {of_best}, and {more}"
+        lines.append(f"{line}.")
+    beaten = [entry for entry in everyone if any(_beats(other, entry) for other in everyone)]
+    if beaten:
+        lines.append(
+            f"- **Not worth their work here:** {_names(beaten)}. For each of them another "
+            "model has a better mIoU for fewer multiply-adds."
+        )
     return "\n".join(lines)
 
 
-def _names(some: list[Entry]) -> str:
+def _beats(one: Entry, other: Entry) -> bool:
+    """Whether a model is better than another and needs less work."""
+    better = one.miou.value > other.miou.value and not _equally_good(one, other)
+    return better and one.multiply_adds < other.multiply_adds
+
+
+def _names(some: list[Entry], metric: str = "miou") -> str:
     """For example "U-Net (68.8 ± 1.1) and SETR (52.6 ± 0.3)"."""
-    texts = [f"{entry.name} ({entry.miou.text()})" for entry in some]
+    texts = [f"{entry.name} ({getattr(entry, metric).text()})" for entry in some]
     return " and ".join(filter(None, [", ".join(texts[:-1]), texts[-1]]))
 
 
-# The picture: a field of points and, to the right of it, their names
-WIDTH, HEIGHT = 640, 400
-LEFT, RIGHT, TOP, BOTTOM = 48, 455, 14, 340
-LINE = 24  # at least between two names
+# The picture: a field of points, each with its name beside it. A letter is at most this wide.
+WIDTH, HEIGHT = 600, 400
+LEFT, RIGHT, TOP, BOTTOM = 48, 520, 14, 340
+LINE, LETTER, RADIUS = 22, 9, 4
 
 
 def plot() -> str:
@@ -143,16 +154,22 @@ def plot() -> str:
     parts.append(_word((LEFT + RIGHT) / 2, HEIGHT - 10, "million multiply-adds", "middle"))
     parts.append(_word(LEFT + 8, TOP + 14, "mIoU, points", "start"))
 
-    heights = _apart([y(100 * e.miou.value) for e in everyone])
-    for entry, millions, height in zip(everyone, work, heights, strict=True):
-        middle, half = 100 * entry.miou.value, 100 * (entry.miou.spread or 0)
-        across, up, low, top = x(millions), y(middle), y(middle - half), y(middle + half)
+    points = [
+        (x(millions), y(100 * e.miou.value)) for e, millions in zip(everyone, work, strict=True)
+    ]
+    names = _place(points, [entry.name for entry in everyone])
+    for entry, (across, up), (start, height) in zip(everyone, points, names, strict=True):
+        half = 100 * (entry.miou.spread or 0)
+        low, top = (y(100 * entry.miou.value + step) for step in (-half, half))
+        end = start if start > across else start + LETTER * len(entry.name)
+        if height != up:
+            parts.append(f'<path class="lead" d="M{across:.1f} {up:.1f}L{end:.1f} {height:.1f}"/>')
         parts.append(
-            f'<path class="lead" d="M{across:.1f} {up:.1f}L{RIGHT + 8} {height:.1f}"/>'
             f'<path class="spread" d="M{across:.1f} {low:.1f}V{top:.1f}"/>'
-            f'<circle cx="{across:.1f}" cy="{up:.1f}" r="6"/>'
+            f'<circle cx="{across:.1f}" cy="{up:.1f}" r="{RADIUS}"/>'
         )
-        parts.append(_word(RIGHT + 14, height + 6, entry.name, "start"))
+        side = "start" if start > across else "end"
+        parts.append(_word(end, height + 6, entry.name, side))
     return (
         f'<figure class="plot"><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-label="{description()}">\n' + "\n".join(parts) + "\n</svg></figure>"
@@ -174,13 +191,24 @@ def _word(x: float, y: float, text: str, anchor: str) -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text}</text>'
 
 
-def _apart(heights: list[float]) -> list[float]:
-    """Rising heights, moved so that no two are closer than a line; the last stays on the field."""
-    moved = []
-    for height in heights:
-        moved.append(max(height, moved[-1] + LINE) if moved else height)
-    floor = float(BOTTOM)
-    for i in reversed(range(len(moved))):
-        moved[i] = min(moved[i], floor)
-        floor = moved[i] - LINE
-    return moved
+def _place(points: list[tuple[float, float]], names: list[str]) -> list[tuple[float, float]]:
+    """Where each name begins, and its height: the place nearest to its point that is free."""
+    taken = [(x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS) for x, y in points]
+    found = []
+    for (x, y), name in zip(points, names, strict=True):
+        width = LETTER * len(name)
+        for line, start in itertools.product(
+            sorted(range(-len(points), len(points) + 1), key=abs), (x + 10, x - 10 - width)
+        ):
+            height = y + line * LINE
+            box = start, height - LINE / 2, start + width, height + LINE / 2
+            inside = 0 <= box[0] and 0 <= box[1] and box[2] <= WIDTH and box[3] <= BOTTOM
+            if inside and not any(_overlap(box, other) for other in taken):
+                break
+        taken.append(box)
+        found.append((start, height))
+    return found
+
+
+def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

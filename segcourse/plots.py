@@ -255,15 +255,20 @@ def show_segments(images: Tensor, segments: Mapping[str, tuple[Tensor, Tensor]])
 
 
 @use_style()
-def show_boxes(views: Mapping[str, tuple[Tensor, Tensor, Tensor | None]]) -> Figure:
+def show_boxes(
+    views: Mapping[str, tuple[Tensor, Tensor, Tensor | None]],
+    *,
+    classes: Sequence[int] | None = None,
+) -> Figure:
     """Boxes drawn on images, one picture for each title, all of one size.
 
     Each view is an image float [3, H, W] in 0..1, boxes [N, 4] as x1, y1, x2, y2 in pixels, and
-    their classes int64 [N] for the colours, or None for boxes of one colour.
+    their classes int64 [N] for the colours, or None for boxes of one colour. Under the pictures
+    `classes` are named; None means those of the boxes.
     """
     pictures = {title: [_picture("views", image)] for title, (image, _, _) in views.items()}
-    classes = [np.unique(_array(labels)) for _, _, labels in views.values() if labels is not None]
-    figure = _grid(pictures, classes)
+    seen = [np.unique(_array(labels)) for _, _, labels in views.values() if labels is not None]
+    figure = _grid(pictures, seen if classes is None else [np.array(classes)])
     for ax, (_, boxes, labels) in zip(figure.axes, views.values(), strict=True):
         colours = ["white"] * len(boxes) if labels is None else [PALETTE[i] for i in labels]
         for (x1, y1, x2, y2), colour in zip(_array(boxes) - 0.5, colours, strict=True):
@@ -426,13 +431,18 @@ def curves(
 
 
 def _name_ends(ax: Axes, ends: list[tuple[str, str, float, float]]) -> None:
-    """Write each name beside the end of its line, moved up or down where two would overlap."""
+    """Write each name beside the end of its line, moved where two would overlap.
+
+    No name lies below the axis, where the ticks are.
+    """
     ax.figure.draw_without_rendering()  # The scale of the axes is final only after a layout.
     points = 72 / ax.figure.dpi
     at = [ax.transData.transform((x, y))[1] * points for _, _, x, y in ends]
     order = np.argsort(at)
     moved = np.array(at)[order]
+    lowest = ax.bbox.y0 * points + 4
     for _ in range(100):
+        moved[0] = max(moved[0], lowest)
         for i in range(1, len(moved)):
             overlap = max(0.0, 13 - (moved[i] - moved[i - 1]))
             moved[i - 1 : i + 1] += -overlap / 2, overlap / 2
@@ -566,15 +576,21 @@ def reliability(calibrations: Mapping[str, Calibration]) -> Figure:
 
 @use_style()
 def heatmap(
-    maps: Tensor | Mapping[str, Tensor], *, label: str = "", images: Tensor | None = None
+    maps: Tensor | Mapping[str, Tensor],
+    *,
+    label: str = "",
+    images: Tensor | None = None,
+    largest: float | None = None,
 ) -> Figure:
-    """Maps of one quantity [H, W], on one scale from 0 to the largest value.
+    """Maps of one quantity [H, W], on one scale from 0.
 
     Args:
         maps: one map, or one for each title.
         label: the quantity and its unit, beside the colour bar.
         images: float [N, 3, H, W] in 0..1, one for each map, which is laid over its grey version
             and may be coarser.
+        largest: the end of the scale, so that two figures can be compared. None means the
+            largest value.
     """
     maps = maps if isinstance(maps, Mapping) else {"": maps}
     if not maps:
@@ -586,7 +602,8 @@ def heatmap(
     under = [None] * len(arrays) if images is None else images
     if len(under) != len(arrays):
         raise ValueError(f"images: expected {len(arrays)}, one for each map; got {len(under)}")
-    largest = max(values.max() for values in arrays.values())
+    if largest is None:
+        largest = max(values.max() for values in arrays.values())
     cell = min(3.4, (_WIDTH - 1) / len(arrays))
     figure, axes = plt.subplots(
         1,

@@ -2,6 +2,7 @@
 whether an answer fails a hidden test."""
 
 import importlib
+import shutil
 from pathlib import Path
 
 import hypothesis
@@ -100,3 +101,19 @@ def html():
     """The folder of the built book."""
     built(ROOT / "_build" / "html" / "index.html")
     return ROOT / "_build" / "html"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium: the system's, or the one that playwright brought."""
+    from playwright.sync_api import sync_playwright  # not where only the package is tested
+
+    names = ("chromium", "chromium-browser", "google-chrome")
+    system = next(filter(None, map(shutil.which, names)), None)
+    # Without these it would look for updates, and say so on the console.
+    quiet = (
+        "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+        "--disable-component-update --disable-sync"
+    ).split()
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=system, args=quiet)

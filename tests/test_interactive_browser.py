@@ -1,41 +1,25 @@
 """Sliders in a real browser, on a page of their own and in the built book, opened from disk."""
 
 import io
-import shutil
 
 import numpy as np
 import pytest
 from conftest import NOTEBOOKS, in_the_book
 from PIL import Image
-from playwright.sync_api import sync_playwright
 from test_interactive import ALT, COLOURS, frames
 
 from segcourse.interactive import slider
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-# Without these it would look for updates, and say so on the console.
-QUIET = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
 BOX = ".segcourse-slider"
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine; .ci/run installs it")
-    with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-
-
 @pytest.fixture
-def open_page(chromium):
+def open_page(browser):
     """Open a file in a fresh context; at the end nothing was asked for and no error logged."""
     contexts, asked, errors = [], [], []
 
     def opened(path, **settings):
-        contexts.append(chromium.new_context(**settings))
+        contexts.append(browser.new_context(**settings))
         page = contexts[-1].new_page()
         page.on("request", lambda request: asked.append(request.url))
         page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)

@@ -115,22 +115,6 @@ def test_no_picture_of_a_page_moves_the_text_when_it_comes(html):
             assert (img.get("loading") == "lazy") == (place > 0), (path.name, img["src"])
 
 
-def weight(page):
-    """Bytes of a page with all pictures, as they are on disk; scripts and styles of the book are
-    the same on each page and stay in the browser."""
-    text = page.read_bytes()
-    images = {img["src"] for img in BeautifulSoup(text, "html.parser").select("img")}
-    return len(text) + sum(
-        (page.parent / src).stat().st_size for src in images if not src.startswith("data:")
-    )
-
-
-def test_the_book_is_light(html):
-    assert sum(p.stat().st_size for p in html.rglob("*") if p.is_file()) < 40e6
-    heavy = {page.name: weight(page) for page in html.rglob("*.html") if weight(page) > 2.5e6}
-    assert heavy == {}
-
-
 # Colours
 
 

@@ -2,6 +2,7 @@
 
 import html.parser
 import math
+from itertools import pairwise
 
 import matplotlib
 import nbformat
@@ -214,6 +215,7 @@ def test_boxes_are_drawn_on_the_edges_of_pixels_in_the_colour_of_their_class():
     })  # fmt: skip
     assert titles(figure) == ["anchors", "found"]
     assert legend(figure) == {"car"}
+    assert legend(plots.show_boxes({"": (image, box, None)}, classes=[4, 5])) == {"tree", "car"}
     first, second = ([p for p in ax.patches if p.get_linewidth() < 2] for ax in figure.axes)
     assert [p.get_bbox().extents.tolist() for p in first] == [
         [1.5, 2.5, 9.5, 6.5],
@@ -235,6 +237,13 @@ def test_curves_are_named_at_their_ends_without_overlap():
     assert all(ax.bbox.x1 <= box.x0 + 8 and box.x1 <= width + 1 for box in boxes.values())
     colours = {text.get_text(): text.get_color() for text in ax.texts}
     assert list(colours.values()) == [line.get_color() for line in ax.lines]
+
+
+def test_names_of_curves_that_end_low_stay_above_the_ticks():
+    ax = plots.curves({name: [1, 0] for name in "abcdef"}).axes[0]
+    boxes = sorted((text.get_window_extent() for text in ax.texts), key=lambda box: box.y0)
+    assert all(low.y1 <= high.y0 + 1 for low, high in pairwise(boxes))
+    assert ax.xaxis.get_ticklabels()[-1].get_window_extent().y1 <= boxes[0].y0
 
 
 def test_a_smoothed_curve_is_the_running_mean_over_the_points():
@@ -342,6 +351,7 @@ def test_heat_maps_share_one_scale():
     figure = plots.heatmap({"near": torch.eye(4), "far": 3 * torch.eye(4)}, label="weight")
     assert titles(figure) == ["near", "far"]
     assert {ax.images[0].get_clim() for ax in figure.axes[:2]} == {(0, 3)}
+    assert plots.heatmap(torch.eye(4), largest=2).axes[0].images[0].get_clim() == (0, 2)
     assert figure.axes[2].get_ylabel() == "weight"
     assert len(plots.heatmap(torch.eye(4)).axes) == 2
     grey, values = plots.heatmap(torch.eye(4), images=IMAGE[:1]).axes[0].images
