@@ -129,6 +129,13 @@ def _unet_of_chapter_02(
     return kind(3, classes, [preset().width(n) for n in (12, 24, 48)], **options)
 
 
+class WithoutFinestSkip(UNet):
+    """The third exercise of chapter 02: level 0 reads zeros in place of its skip."""
+
+    def expand(self, level: int, coarser: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        return super().expand(level, coarser, skip if level else torch.zeros_like(skip))
+
+
 def _unet(
     kind: type[nn.Module],
     seed: int,
@@ -597,6 +604,7 @@ EXPERIMENTS: dict[str, Callable[[int], Run]] = {
     "fcn8s_500": partial(_fcn, FCN8s, steps=500),
     "unet": partial(_unet, UNet),
     "unet_no_skips": partial(_unet, UNet, skips=False),
+    "unet_no_finest_skip": partial(_unet, WithoutFinestSkip),
     "attention_unet": partial(_unet, AttentionUNet),
     **{f"unet_{n}": partial(_unet, UNet, images=n) for n in FEW},
     **{f"unet_{n}_augmented": partial(_unet, UNet, images=n, scale=GENTLE) for n in FEW},

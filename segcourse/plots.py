@@ -635,7 +635,8 @@ def heatmap(
 def u_shape(features: Sequence[int], side: int) -> Figure:
     """The feature maps of a U-Net: encoder on the left, decoder on the right, skips between.
 
-    A block is as high as its map has pixels a side, and as wide as the root of its channels.
+    A block is as high as its map has pixels a side, and as wide as the root of its channels. The
+    map of a level is called x on the way down and y on the way up.
 
     Args:
         features: channels of each level, the finest first; at least two.
@@ -649,7 +650,7 @@ def u_shape(features: Sequence[int], side: int) -> Figure:
     last = len(features) - 1
     heights = [max(0.12, 1.5 * (side >> level) / side) for level in range(last + 1)]
     tops = np.cumsum([0, *(-height - 0.75 for height in heights[:-1])])
-    figure, ax = plt.subplots(figsize=(_WIDTH, 0.55 * -(tops[-1] - heights[-1]) + 0.9))
+    figure, ax = plt.subplots(figsize=(_WIDTH, 0.55 * -(tops[-1] - heights[-1]) + 1.1))
     centres = {}
     for place in range(2 * last + 1):
         level = min(place, 2 * last - place)
@@ -661,20 +662,29 @@ def u_shape(features: Sequence[int], side: int) -> Figure:
         )
         label = f"{features[level]} × {side >> level}²"
         ax.text(x, y - heights[level] - 0.1, label, ha="center", va="top")
+        name = f"$x_{level}$" if place < last else f"$y_{level}$"
+        name = f"$x_{last} = y_{last}$" if place == last else name
+        ax.text(x, y + 0.08, name, ha="center", va="bottom")
         centres[place] = x, y - heights[level] / 2, width / 2
     arrow = {"arrowstyle": "-|>", "color": _INK, "shrinkA": 0, "shrinkB": 0, "lw": 1.1}
     for place in range(2 * last):
         (x, y, half), (x2, y2, half2) = centres[place], centres[place + 1]
         ax.annotate("", (x2 - half2 - 0.08, y2), (x + half + 0.08, y), arrowprops=arrow)
         if place in (0, 2 * last - 1):
-            name = "up" if place else "pool"
-            ax.text((x + x2) / 2, (y + y2) / 2, name, **_ON_A_LINE)
+            name, way = ("up", 0.35) if place else ("pool", 0.65)  # clear of the sizes
+            ax.text(x + way * (x2 - x), y + way * (y2 - y), name, **_ON_A_LINE)
     for level in range(last):
         (x, y, half), (x2, _, half2) = centres[level], centres[2 * last - level]
         dashed = arrow | {"linestyle": "--"}
         ax.annotate("", (x2 - half2 - 0.08, y), (x + half + 0.08, y), arrowprops=dashed)
         ax.text((x + x2) / 2, y, "skip", **_ON_A_LINE)
-    ax.set(xlim=(-1.2, 4.4 * last + 1.2), ylim=(tops[-1] - heights[-1] - 0.6, 0.2))
+    middle, half, right, unit = -heights[0] / 2, centres[0][2] + 0.08, 4.4 * last, last / 2
+    ax.text(-1.9 * unit, middle, "image", ha="center", va="center")
+    ax.annotate("", (-half, middle), (-1.3 * unit, middle), arrowprops=arrow)
+    ax.text(right + 2.6 * unit, middle, "class\nscores", ha="center", va="center")
+    ax.annotate("", (right + 2 * unit, middle), (right + half, middle), arrowprops=arrow)
+    ax.text(right + half + 0.75 * unit, middle, "1×1", **_ON_A_LINE)
+    ax.set(xlim=(-2.5 * unit, right + 3.3 * unit), ylim=(tops[-1] - heights[-1] - 0.6, 0.6))
     ax.set_axis_off()
     figure.subplots_adjust(0, 0, 1, 1)
     return _close(figure)
@@ -779,7 +789,9 @@ class Table:
             for i in range(len(self.rows))
         )
         caption = f"<caption>{html.escape(self.caption)}</caption>\n" if self.caption else ""
-        note = f"\n<p>{html.escape(self.note)}</p>" if self.note else ""
+        notes = ["Bold: best in its column."] if self.best else []
+        notes += [html.escape(self.note)] if self.note else []
+        note = "".join(f"\n<p>{line}</p>" for line in notes)
         # A table wider than a phone scrolls by itself; tabindex lets the keyboard scroll it too.
         label = html.escape(self.caption or "table")
         return (

@@ -74,6 +74,27 @@ def test_values_that_are_no_numbers_are_compared_too(capsys):
     assert "upper: 1 of 2 cases right" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("found", "expected", "words"),
+    [
+        # As many as differ, by the rules by which an answer is right.
+        (torch.tensor([True, False, True, True, True, True, True, False]), torch.ones(8).bool(),
+         "got a tensor of shape [8] as expected, but 2 of its 8 elements differ"),
+        (torch.tensor([1.0, 1.00001, 1.1, float("nan"), 1, 1, 1]), torch.ones(7),
+         "got a tensor of shape [7] as expected, but 2 of its 7 elements differ"),
+        (torch.ones(1, 8), torch.ones(8),
+         "got a tensor of shape [1, 8], expected a tensor of shape [8]"),
+        (torch.ones(8) + 1j, torch.ones(8),
+         "got a tensor of shape [8], expected a tensor of shape [8]"),
+        (torch.zeros(2), torch.ones(2), "got [0.0, 0.0], expected [1.0, 1.0]"),
+        ("[1, 1]", torch.ones(2).long(), "got [1, 1], expected [1, 1]"),
+    ],
+)  # fmt: skip
+def test_of_a_large_tensor_it_says_how_many_elements_are_wrong(found, expected, words, capsys):
+    try_it(lambda: found, ((), expected))
+    assert f"[ ] case 1: {words}\n" in capsys.readouterr().out
+
+
 # A right answer for each small exercise of the chapters, to be put in place of the stub's `raise`.
 SOLUTIONS = {
     ("00_pixels_and_metrics", "pix-try-iou"): """

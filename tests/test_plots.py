@@ -271,6 +271,14 @@ def test_a_u_has_a_block_for_each_map_and_a_skip_for_each_level():
     words = [text.get_text() for text in ax.texts]
     assert words.count("skip") == 2
     assert words.count("24 × 32²") == 2 and words.count("48 × 16²") == 1
+    above = {text.get_text(): text.get_position() for text in ax.texts if "_" in text.get_text()}
+    for name, block in zip(
+        ("$x_0$", "$x_1$", "$x_2 = y_2$", "$y_1$", "$y_0$"), ax.patches, strict=True
+    ):
+        x, y = above.pop(name)
+        assert x == pytest.approx(block.get_x() + block.get_width() / 2)
+        assert 0 < y - block.get_y() - block.get_height() < 0.2
+    assert above == {} and {"image", "1×1", "class\nscores"} <= set(words)
 
 
 def test_a_flow_has_its_boxes_and_arrows_from_bottom_to_top():
@@ -509,6 +517,7 @@ def test_scores_are_in_points_with_the_best_of_each_column_stressed():
     assert not any(c["best"] for c in bad)
     assert "neither truth nor prediction" in shown.note
     assert "100.0*" in str(shown) and "* best" in str(shown)
+    assert "<p>Bold: best in its column.</p>" in shown._repr_html_()
     alone = plots.score_table({"bad": score(wrong)}, ["cat", "dog", "cow"])
-    assert "<strong>" not in alone._repr_html_()
+    assert "<strong>" not in alone._repr_html_() and "Bold" not in alone._repr_html_()
     assert math.isnan(score(truth).iou[2])

@@ -47,7 +47,7 @@ def try_it(function: Callable, *cases: tuple[tuple, Any]) -> None:
             right += 1
             print(f"[x] case {number}: right")
         else:
-            print(f"[ ] case {number}: got {_short(found)}, expected {_short(expected)}")
+            print(f"[ ] case {number}: {_contrast(found, expected)}")
     print(f"{name}: {right} of {len(cases)} cases right")
 
 
@@ -187,11 +187,24 @@ def _agree(found: Any, expected: Any) -> bool:
         return type(found) is type(expected) and found == expected
     if found.shape != expected.shape or found.is_complex():
         return False
-    exact = not expected.is_floating_point()
-    tolerance = 0 if exact else 1e-4
-    return torch.allclose(
+    return bool(_close(found, expected).all())
+
+
+def _close(found: Tensor, expected: Tensor) -> Tensor:
+    """Which elements of two real tensors of one shape agree."""
+    tolerance = 1e-4 if expected.is_floating_point() else 0
+    return torch.isclose(
         found.double(), expected.double(), rtol=tolerance, atol=tolerance, equal_nan=True
     )
+
+
+def _contrast(found: Any, expected: Any) -> str:
+    """A wrong answer beside the right one; of a large tensor, how many elements are wrong."""
+    tensors = isinstance(found, Tensor) and isinstance(expected, Tensor)
+    if not tensors or found.shape != expected.shape or found.numel() <= 6 or found.is_complex():
+        return f"got {_short(found)}, expected {_short(expected)}"
+    wrong = (~_close(found.cpu(), expected.cpu())).sum()
+    return f"got {_short(found)} as expected, but {wrong} of its {found.numel()} elements differ"
 
 
 def _short(value: Any) -> str:
