@@ -16,6 +16,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+HIGHEST = 16383  # pixels, of a WebP
+
 _STYLE = """\
 .segcourse-slider > div { width: 100%; overflow: hidden; }
 .segcourse-slider img { display: block; width: 100%; height: auto; max-width: none; margin: 0; }
@@ -71,10 +73,10 @@ class Slider:
         return f"Slider over {self.label}: {', '.join(self.names)}"
 
     def sprite(self) -> bytes:
-        """All pictures under each other, as one PNG of at most 256 colours."""
-        image = Image.fromarray(np.concatenate(list(self.pictures)))
+        """All pictures under each other, as one WebP, which stores what they share only once."""
         file = io.BytesIO()
-        image.quantize(256, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+        pictures = Image.fromarray(np.concatenate(list(self.pictures)))
+        pictures.save(file, "WEBP", lossless=True, quality=100)
         return file.getvalue()
 
     def _repr_html_(self) -> str:
@@ -90,7 +92,7 @@ class Slider:
 <div style="aspect-ratio: {width} / {height}">
 <img alt="{html.escape(self.alt)}" width="{width}" height="{count * height}"
  style="transform: translateY({-100 * self.start / count:g}%)"
- src="data:image/png;base64,{source}"></div>
+ src="data:image/webp;base64,{source}"></div>
 <p><label>{html.escape(self.label)}
 <input type="range" min="0" max="{count - 1}" value="{self.start}" aria-valuetext="{name}"
  autocomplete="off" hidden></label>
@@ -113,8 +115,8 @@ def slider(
         start: the key of the figure that shows first, and alone where scripts are off or on
             paper. None means the last one.
 
-    Raises TypeError for frames that are not figures, ValueError for fewer than two frames, a
-    label or alt text without words, or a `start` that is no key.
+    Raises TypeError for frames that are not figures, ValueError for fewer than two frames, for
+    more than one picture can hold, a label or alt text without words, or a `start` that is no key.
     """
     for name, figure in frames.items():
         if not isinstance(figure, Figure):
@@ -131,6 +133,11 @@ def slider(
         raise ValueError(f"start: expected one of {', '.join(names)}; got {start!r}")
     drawn = [_draw(figure) for figure in frames.values()]
     height, width = (max(picture.shape[axis] for picture in drawn) for axis in (0, 1))
+    if len(drawn) * height > HIGHEST:
+        raise ValueError(
+            f"frames: expected at most {HIGHEST} pixels under each other, "
+            f"got {len(drawn)} of {height}"
+        )
     pictures = np.full((len(drawn), height, width, 3), 255, np.uint8)
     for picture, place in zip(drawn, pictures, strict=True):
         place[: picture.shape[0], : picture.shape[1]] = picture

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from bs4 import BeautifulSoup
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image
 
 from segcourse import plots
@@ -37,7 +38,7 @@ def soup(shown):
 
 def sprite(shown):
     kind, data = soup(shown).img["src"].split(",")
-    assert kind == "data:image/png;base64"
+    assert kind == "data:image/webp;base64"
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
 
 
@@ -90,16 +91,32 @@ def test_smaller_figures_get_a_white_border():
 
 
 def test_many_pictures_stay_small_and_keep_the_palette():
-    """Eight masks of the course in one figure's size weigh less than 100 kB."""
+    """Eight masks of the course in one figure's size weigh less than 15 kB."""
     masks = {str(i): Toyscape("val")[i]["mask"][None] for i in range(8)}
     shown = slider(
         {i: plots.show_columns({"mask": mask}) for i, mask in masks.items()}, label="i", alt=ALT
     )
-    assert len(shown.sprite()) < 100_000
+    assert len(shown.sprite()) < 15_000
     colours = {tuple(colour) for colour in np.unique(sprite(shown).reshape(-1, 3), axis=0)}
     for c in np.unique(np.concatenate([mask.numpy().ravel() for mask in masks.values()])):
         wanted = np.array(tuple(bytes.fromhex(plots.PALETTE[c][1:])), dtype=int)
         assert min(np.abs(wanted - colour).max() for colour in colours) <= 3
+
+
+def test_what_frames_share_is_stored_once():
+    noise = np.random.default_rng(0).integers(0, 256, (100, 200, 3), np.uint8)
+
+    def noisy(mark):
+        figure = plain((0, 0, 0))
+        figure.axes[0].imshow(noise, extent=(0, 200, 0, 100), interpolation="nearest")
+        figure.axes[0].add_patch(Rectangle((mark, 0), 10, 10))
+        return figure
+
+    two, six = (
+        len(slider({str(i): noisy(20 * i) for i in range(n)}, label="i", alt=ALT).sprite())
+        for n in (2, 6)
+    )
+    assert two > noise.size / 2 and six < 1.5 * two
 
 
 def test_in_a_terminal_it_says_what_it_holds():
@@ -113,6 +130,11 @@ def test_in_a_terminal_it_says_what_it_holds():
     [
         ({"frames": {"a": plain((0, 0, 0))}}, ValueError, "frames: expected at least 2, got 1"),
         ({"frames": {"a": np.zeros((2, 2, 3)), "b": None}}, TypeError, "got ndarray for 'a'"),
+        (
+            {"frames": {str(i): plain((0, 0, 0), (0.1, 41.0)) for i in range(4)}},
+            ValueError,
+            "frames: expected at most 16383 pixels under each other, got 4 of 4104",
+        ),
         ({"label": " "}, ValueError, "label: expected words"),
         ({"alt": ""}, ValueError, "alt: expected words"),
         ({"start": "at 2"}, ValueError, "start: expected one of at 0, at 1 & 2, at 3; got 'at 2'"),
