@@ -771,21 +771,22 @@ def check(names: Sequence[str]) -> None:
 
     The band is `Record.band`. Costs of the leaderboard must be the recorded ones exactly.
     """
+    if unknown := set(names) - set(EXPERIMENTS):
+        raise SystemExit(f"no experiment: {', '.join(sorted(unknown))}")
     faults = []
-
-    def hold(name: str, metric: str, value: float, low: float, high: float) -> None:
-        inside = low <= value <= high
-        line = f"{name} {metric}: {value:.4g}, recorded {low:.4g} .. {high:.4g}"
-        print(f"{line}{'' if inside else ', BEYOND'}", flush=True)
-        faults.extend([] if inside else [line])
-
     for name in LEADERBOARD:
         for cost, value in costs(name).items():
             recorded = results.find(name, cost, preset().name).value
-            hold(name, cost, value, recorded, recorded)
+            if value != recorded:
+                faults.append(f"{name} {cost}: {value:,}, recorded {recorded:,.0f}")
+    print(f"costs of {len(LEADERBOARD)} models: {len(faults)} differ from the recorded ones")
     for name in names:
         for metric, value in EXPERIMENTS[name](seed=SEEDS[0]).scores.items():
-            hold(name, metric, value, *results.find(name, metric, preset().name).band())
+            low, high = results.find(name, metric, preset().name).band()
+            line = f"{name} {metric}: {value:.4f}, recorded {low:.4f} .. {high:.4f}"
+            inside = low <= value <= high
+            print(f"  {'inside' if inside else 'BEYOND'}  {line}", flush=True)
+            faults.extend([] if inside else [line])
     if faults:
         raise SystemExit("beyond what is recorded:\n" + "\n".join(faults))
 

@@ -254,7 +254,14 @@ def one_experiment(recorded, monkeypatch):
 def test_an_experiment_within_its_band_passes_the_check(one_experiment, capsys):
     one_experiment["miou"] = 0.579
     experiments.main(["check", "toy"])
-    assert "toy miou: 0.579, recorded 0.46 .. 0.58" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "inside  toy miou: 0.5790, recorded 0.4600 .. 0.5800" in said
+    assert "costs of 1 models: 0 differ from the recorded ones" in said
+
+
+def test_the_check_names_an_experiment_that_does_not_exist(one_experiment):
+    with pytest.raises(SystemExit, match="no experiment: tyo"):
+        experiments.main(["check", "toy", "tyo"])
 
 
 @pytest.mark.parametrize("reached", [0.581, 0.45, float("nan")])
