@@ -73,10 +73,15 @@ class Slider:
         return f"Slider over {self.label}: {', '.join(self.names)}"
 
     def sprite(self) -> bytes:
-        """All pictures under each other, as one WebP, which stores what they share only once."""
+        """All pictures under each other, as one WebP of at most 256 colours.
+
+        It stores what the pictures share only once; with all colours it would be several times
+        as large.
+        """
         file = io.BytesIO()
         pictures = Image.fromarray(np.concatenate(list(self.pictures)))
-        pictures.save(file, "WEBP", lossless=True, quality=100)
+        few_colours = pictures.quantize(256, dither=Image.Dither.NONE).convert("RGB")
+        few_colours.save(file, "WEBP", lossless=True, quality=100)
         return file.getvalue()
 
     def _repr_html_(self) -> str:
