@@ -79,7 +79,8 @@ class Slider:
         as large.
         """
         file = io.BytesIO()
-        pictures = Image.fromarray(np.concatenate(list(self.pictures)))
+        width = self.pictures.shape[2]
+        pictures = Image.fromarray(self.pictures.reshape(-1, width, 3))
         few_colours = pictures.quantize(256, dither=Image.Dither.NONE).convert("RGB")
         few_colours.save(file, "WEBP", lossless=True, quality=100)
         return file.getvalue()

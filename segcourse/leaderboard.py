@@ -161,15 +161,15 @@ def plot() -> str:
     for entry, (across, up), (start, height) in zip(everyone, points, names, strict=True):
         half = 100 * (entry.miou.spread or 0)
         low, top = (y(100 * entry.miou.value + step) for step in (-half, half))
-        end = start if start > across else start + LETTER * len(entry.name)
+        right = start > across  # of its point
+        end = start if right else start + LETTER * len(entry.name)
         if height != up:
             parts.append(f'<path class="lead" d="M{across:.1f} {up:.1f}L{end:.1f} {height:.1f}"/>')
         parts.append(
             f'<path class="spread" d="M{across:.1f} {low:.1f}V{top:.1f}"/>'
             f'<circle cx="{across:.1f}" cy="{up:.1f}" r="{RADIUS}"/>'
         )
-        side = "start" if start > across else "end"
-        parts.append(_word(end, height + 6, entry.name, side))
+        parts.append(_word(end, height + 6, entry.name, "start" if right else "end"))
     return (
         f'<figure class="plot"><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-label="{description()}">\n' + "\n".join(parts) + "\n</svg></figure>"

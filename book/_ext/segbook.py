@@ -46,10 +46,6 @@ def keep_scripts_local(app, pagename, templatename, context, doctree):
         context["body"] = re.sub(
             r' role="(doc-biblioentry"|list"(?= class="citation-list"))', "", context["body"]
         )
-        # matplotlib's to_jshtml asks another host for icons that the theme already has.
-        context["body"] = re.sub(
-            r'<link rel="stylesheet"\s+href="https?://[^"]*font-awesome[^>]*>', "", context["body"]
-        )
 
 
 def lighten(app, error):

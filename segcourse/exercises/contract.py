@@ -81,6 +81,14 @@ class AnswerError(Exception):
     """The student's function raised. The original exception is the `__cause__`."""
 
 
+def slope(value: Any, wrt: Tensor) -> Tensor | None:
+    """The gradient of a value in a tensor; None if it is no 0-d tensor that depends on it."""
+    if not (isinstance(value, Tensor) and value.ndim == 0 and value.requires_grad):
+        return None
+    (gradient,) = torch.autograd.grad(value, wrt, allow_unused=True)
+    return gradient
+
+
 class LocalCall:
     """A `Call` of a function in this process."""
 
@@ -94,9 +102,8 @@ class LocalCall:
     def gradient(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         args, kwargs = copy.deepcopy((args, kwargs))
         wrt = args[0].requires_grad_()
-        value, gradient = self._run(args, kwargs), None
-        if isinstance(value, Tensor) and value.ndim == 0 and value.requires_grad:
-            (gradient,) = torch.autograd.grad(value, wrt, allow_unused=True)
+        value = self._run(args, kwargs)
+        gradient = slope(value, wrt)
         if gradient is None:
             raise AssertionError("a 0-d tensor with a gradient in the first argument is expected")
         return value.detach(), gradient

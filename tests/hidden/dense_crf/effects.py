@@ -3,6 +3,7 @@
 # canary: 5a3c0e7e-hidden-segcourse
 
 import importlib.util
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ SCENE = 104  # the one that the chapter looks at
 WATCHED, STEPS = 8, (0, 1, 2, 3, 4, 5, 7, 10)  # the scene of its slider, and the iterations there
 
 
+@lru_cache(maxsize=1)  # each setting and number of iterations asks for those of one network
 def pictures_and_probabilities(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
     """What the CRF gets for each validation scene: uint8 [H,W,3] and float32 [C,H,W]."""
     images = experiments.scenes()["image"]
